@@ -6,9 +6,8 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
-from queue import SimpleQueue
 from threading import Event
 
 import pytest
@@ -23,16 +22,18 @@ from idefics_cli.engine.local.decode.sampling import Scores
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.local.tuning import Tuning
-from idefics_cli.engine.protocol import Engine, Handle, Outcome, Prepared, Urgency
+from idefics_cli.engine.protocol import Engine, Outcome, Prepared, Urgency
 from idefics_cli.models.families.base import Inputs
 from idefics_cli.models.families.protocols import Model, StepOutput
 from idefics_cli.models.kernels.text_step.step import TextStep
 from idefics_cli.models.loading.loader import Loaded
+from tests.support.asked import Asked
 from tests.support.fakes import FakeEngine
 from tests.support.prompts import CONVERSATIONS, as_request, ask, endless_inference, reopen
 from tests.support.recording import gpu_inference
 
 EngineOf = Callable[[str], LocalEngine]
+AloneOf = Callable[[str, Sampling], list[tuple[int, ...]]]
 GREEDY = Sampling()
 DRAWN = Sampling(temperature=1.0, seed=3)
 FAMILIES = ("idefics", "idefics2", "idefics3", "smolvlm2")
@@ -41,49 +42,6 @@ WAYS: dict[str, Callable[[Loaded], Inference]] = {
     "recorded slots": gpu_inference,
     "padded": partial(Inference, stop_ids=(), uses_slots=False),
 }
-
-
-class Asked:
-    """A request that was submitted, and its events.
-
-    Attributes:
-        chunks: The pieces of the reply so far.
-        handle: The handle of the request.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        prepared: Prepared,
-        *,
-        urgency: Urgency = "interactive",
-        streams: bool = True,
-    ) -> None:
-        self._events: SimpleQueue[TokenChunk | Outcome] = SimpleQueue()
-        self.chunks: list[TokenChunk] = []
-        self.handle: Handle = engine.submit(
-            prepared, self._events.put, urgency=urgency, streams=streams
-        )
-
-    def wait_for_text(self) -> None:
-        """Wait until the reply has begun."""
-        event = self._events.get(timeout=60)
-        assert isinstance(event, TokenChunk)
-        self.chunks.append(event)
-
-    def outcome(self) -> Outcome:
-        """Wait for the outcome, which comes once and last."""
-        while isinstance(event := self._events.get(timeout=60), TokenChunk):
-            self.chunks.append(event)
-        assert self._events.empty()
-        return event
-
-    def completion(self) -> Completion:
-        """Wait for the reply; its pieces must join to its text."""
-        outcome = self.outcome()
-        assert isinstance(outcome, Completion), outcome
-        assert not self.chunks or "".join(c.text for c in self.chunks) == outcome.text
-        return outcome
 
 
 def requests_of(engine: LocalEngine, sampling: Sampling, count: int = 16) -> list[Prepared]:
@@ -109,6 +67,17 @@ def alone(engine: LocalEngine, requests: Sequence[Prepared]) -> list[tuple[int, 
     return replies
 
 
+@pytest.fixture(scope="module")
+def alone_of(endless: EngineOf) -> AloneOf:
+    """Return the tokens of the requests of a kind, each alone, which are computed once."""
+
+    @cache
+    def get(kind: str, sampling: Sampling) -> list[tuple[int, ...]]:
+        return alone(endless(kind), requests_of(endless(kind), sampling))
+
+    return get
+
+
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -130,12 +99,12 @@ def opened(endless: EngineOf, way: str) -> Iterator[EngineOf]:
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_sixteen_threads_get_the_replies_that_each_gets_alone(
-    kind: str, opened: EngineOf, endless: EngineOf
+    kind: str, opened: EngineOf, alone_of: AloneOf
 ) -> None:
     engine = opened(kind)
     for sampling in (GREEDY, DRAWN):
         requests = requests_of(engine, sampling)
-        expected = alone(endless(kind), requests_of(endless(kind), sampling))
+        expected = alone_of(kind, sampling)
         got: dict[int, Completion] = {}
 
         def work(
@@ -158,12 +127,12 @@ def test_replies_that_give_way_go_on_with_their_next_tokens(
     kind: str,
     sampling: Sampling,
     opened: EngineOf,
-    endless: EngineOf,
+    alone_of: AloneOf,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = opened(kind)
     requests = requests_of(engine, sampling, 5)
-    expected = alone(endless(kind), requests_of(endless(kind), sampling, 5))
+    expected = alone_of(kind, sampling)[:5]
     choose_tokens = Scores.choose_tokens
     given: list[int] = []
     calls = 0
@@ -186,11 +155,11 @@ def test_replies_that_give_way_go_on_with_their_next_tokens(
 
 
 def test_an_error_of_one_reply_costs_the_others_no_token(
-    opened: EngineOf, endless: EngineOf, monkeypatch: pytest.MonkeyPatch
+    opened: EngineOf, alone_of: AloneOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = opened("idefics2")
     requests = requests_of(engine, DRAWN, 4)
-    expected = alone(endless("idefics2"), requests_of(endless("idefics2"), DRAWN, 4))
+    expected = alone_of("idefics2", DRAWN)[:4]
     choose_tokens = Scores.choose_tokens
     broken = ask("Break!", Sampling(max_new_tokens=20, temperature=1.0, seed=1))
 
