@@ -31,21 +31,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files that take half a minute or more on one core. They run first, so that no process of xdist
+# Files that take ten seconds or more on one core. They run first, so that no process of xdist
 # still runs its last file long after the others have ended; by default, xdist runs the files with
 # the fewest tests last.
 LONG_FILES = (
     "cli/test_tune.py",
-    "caption/test_chaos.py",
-    "ui/test_chat_terminal.py",
-    "completion/test_shells.py",
-    "engine/test_prefix.py",
-    "models/families/test_parity.py",
-    "demo/training/test_train.py",
     "rules/test_readme.py",
-    "cli/test_app.py",
-    "engine/test_serving.py",
-    "engine/test_end_to_end.py",
+    "ui/test_chat_terminal.py",
+    "caption/test_chaos.py",
+    "images/test_memory.py",
+    "completion/test_shells.py",
+    "cli/test_doctor_check.py",
+    "caption/test_embed.py",
+    "server/test_load.py",
+    "ui/test_chat_screen.py",
+    "bench/test_gpu_check.py",
+    "bench/test_tune.py",
+    "engine/test_scheduler.py",
+    "training/tuning/test_run.py",
+    "selfcheck/test_run.py",
 )
 
 
