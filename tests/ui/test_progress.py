@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -123,7 +124,7 @@ def test_the_rest_of_the_bar_is_faint_on_any_background() -> None:
     assert re.search(r"\x1b\[2m[^\x1b]*━{20,}\x1b\[0m", terminal.text())
 
 
-def test_a_piped_stdout_gets_the_bytes_only_and_the_bar_is_not_stopped_for_them() -> None:
+def test_a_file_as_stdout_gets_the_bytes_only_and_the_bar_is_not_stopped_for_them() -> None:
     out, err = Stream(terminal=False), Stream(terminal=True)
     with CaptionProgress(Console(out, err), clock=FakeClock()) as progress:
         progress.handle(Started(2))
@@ -132,6 +133,31 @@ def test_a_piped_stdout_gets_the_bytes_only_and_the_bar_is_not_stopped_for_them(
         progress.stdout.write(b"a.jpg\tcaf\xc3\xa9\n")
         assert err.text().count("\x1b[?25h") == before
     assert out.text() == "a.jpg\tcafé\n"
+
+
+def test_the_first_row_for_a_pipe_ends_the_bar_because_its_reader_may_share_the_terminal() -> None:
+    reading, writing = os.pipe()
+    terminal = Stream(terminal=True)
+    with (
+        open(reading, "rb") as pipe,
+        open(writing, "w", encoding="utf-8") as out,
+        CaptionProgress(Console(out, terminal), clock=FakeClock(4.0)) as progress,
+    ):
+        progress.handle(Started(20))
+        progress.handle(Ready())
+        wait_for(lambda: "0 of 20" in screen(terminal.text())[-1])
+        for number in range(4):
+            progress.stdout.write(f"{number}.jpg\ta cat\n".encode())
+            assert pipe.readline() == f"{number}.jpg\ta cat\n".encode()
+            assert "━" not in screen(terminal.text())[-1]
+            progress.handle(done())
+        progress.handle(failed("b.jpg"))
+        shown = [line.strip() for line in screen(terminal.text())]
+    assert shown == [
+        "note: 3 of 20, 0.2/s, 1 min left",
+        "error: b.jpg: cannot read it",
+        "",
+    ]
 
 
 def test_a_log_of_a_short_run_has_no_progress() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,14 @@ class Console:
     def is_terminal(self) -> bool:
         """Whether stdout is a terminal."""
         return self.out.isatty()
+
+    @property
+    def is_pipe(self) -> bool:
+        """Whether stdout is a pipe to another program."""
+        try:
+            return stat.S_ISFIFO(os.fstat(self.out.fileno()).st_mode)
+        except (OSError, ValueError):  # a stream in memory
+            return False
 
     def data(self, text: str) -> None:
         """Write *text* to stdout.

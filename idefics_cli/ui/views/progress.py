@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -31,22 +31,23 @@ from idefics_cli.caption.sinks.base import ByteStream
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.sources import describe_source
 from idefics_cli.core.types import CaptionRecord, Progress
-from idefics_cli.core.units import format_duration
 from idefics_cli.ui.terminal.console import Console
 from idefics_cli.ui.terminal.noise import Noise
+from idefics_cli.ui.views.progress_bar import ProgressBar, RunCounts, StdoutBesideBar
 
 # Where no bar can be drawn, progress is written in lines. The first line comes after
 # `_FIRST_LINE_SECONDS`, and at least `_LINE_SECONDS` pass between two lines.
 _FIRST_LINE_SECONDS = 10.0
 _LINE_SECONDS = 30.0
-_BAR_WIDTH = 24
 
 
 class CaptionProgress:
     """Shows a captioning run as a bar on a terminal, elsewhere as a line from time to time.
 
     The run gets `handle` as its `on_event`, and writes its captions to `stdout` of this object.
-    The bar is then taken away while a caption is written to the same terminal.
+    The bar is then taken away while a caption is written to the same terminal. The program that
+    reads a pipe may write to this terminal at any time, so the first caption for a pipe ends the
+    bar, and lines follow.
 
     Args:
         console: The streams of the command. A quiet console gets the failures only.
@@ -74,12 +75,13 @@ class CaptionProgress:
         self._status = ExitStack()
         self._show_phase: Progress = lambda phase, share: None
         self._noise = Noise(console.err)
-        self._counts = _Counts(kind.words.done)
+        self._counts = RunCounts(kind.words.done)
         self._started = 0.0
         self._is_ready = False
         self._next_line = _FIRST_LINE_SECONDS
         self._hints: set[str] = set()
-        self._bar: _Bar | None = None
+        self._bar: ProgressBar | None = None
+        self._has_ended = False
 
     def __enter__(self) -> Self:
         return self
@@ -113,9 +115,11 @@ class CaptionProgress:
 
     @property
     def stdout(self) -> ByteStream:
-        """Standard output as a stream of bytes; the bar is taken away during every write."""
+        """Standard output as a stream of bytes; no write meets the bar on a terminal."""
         buffer = self._console.out.buffer
-        return _StdoutBesideBar(self._line, buffer) if self._console.is_terminal else buffer
+        if self._console.is_pipe:
+            return StdoutBesideBar(self._ended_bar, buffer)
+        return StdoutBesideBar(self._line, buffer) if self._console.is_terminal else buffer
 
     @property
     def total(self) -> int:
@@ -227,7 +231,7 @@ class CaptionProgress:
         if self._console.draws and not self._console.quiet:
             self._noise.start()
             self._console = replace(self._console, err=self._noise.terminal)
-            self._bar = _Bar(self._console)
+            self._bar = ProgressBar(self._console, self._counts)
 
     def _count(self, record: CaptionRecord) -> None:
         counts = self._counts
@@ -254,12 +258,19 @@ class CaptionProgress:
 
     def _show_counts(self) -> None:
         counts = self._counts
-        if self._bar is not None:
-            self._bar.show(counts)
+        if self._bar is not None and not self._has_ended:
+            self._bar.show()
         elif counts.seconds >= self._next_line and counts.done < counts.total:
             self._console.note(counts.state())
             # The intervals grow by 2 %, so that a run of nine hours prints about 200 lines.
             self._next_line = max(counts.seconds + _LINE_SECONDS, counts.seconds * 1.02)
+
+    @contextmanager
+    def _ended_bar(self) -> Iterator[None]:
+        if self._bar is not None:
+            self._has_ended = True
+            self._bar.stop()
+        yield
 
     @contextmanager
     def _line(self) -> Iterator[None]:
@@ -272,124 +283,3 @@ class CaptionProgress:
 
 def _counted(count: int, words: ItemWords) -> str:
     return f"one {words.one}" if count == 1 else f"{count} {words.many}"
-
-
-class _Counts:
-    def __init__(self, done_word: str) -> None:
-        self._done_word = done_word
-        self.total = 0
-        self.captioned = 0
-        self.failed = 0
-        self.skipped = 0
-        self.tokens = 0
-        self.cut = 0
-        self.seconds = 0.0
-        self.shares = ""
-
-    @property
-    def done(self) -> int:
-        return self.captioned + self.failed
-
-    def state(self, width: int | None = None) -> str:
-        """Return the counts on a line of up to *width* columns; the least important are omitted."""
-        parts = self._state()
-        for name in ("shares", "tokens", "skipped", "rate"):
-            if width is None or len(", ".join(parts.values())) <= width:
-                break
-            parts.pop(name, None)
-        return ", ".join(parts.values())
-
-    def _state(self) -> dict[str, str]:
-        parts = {"done": f"{self.done} of {self.total}{self._failures()}"}
-        if self.skipped:
-            parts["skipped"] = f"{self.skipped} skipped"
-        if not self.done or self.seconds <= 0:
-            return parts
-        if self.shares:
-            parts["shares"] = f"({self.shares})"
-        parts["rate"] = _rate(self.done / self.seconds)
-        if self.tokens:
-            parts["tokens"] = f"{self.tokens / self.seconds:.0f} tokens/s"
-        left = (self.total - self.done) * self.seconds / self.done
-        parts["left"] = f"{format_duration(left)} left"
-        return parts
-
-    def summary(self) -> str:
-        text = f"{self._done_word} {self.captioned} of {self.total}"
-        if self.captioned and self.seconds > 0:
-            text += f" in {format_duration(self.seconds)} ({_rate(self.captioned / self.seconds)})"
-        return text + self._failures()
-
-    def _failures(self) -> str:
-        return f", {self.failed} failed" if self.failed else ""
-
-
-class _Bar:
-    """A progress bar in the last line of the terminal, which disappears when it is stopped."""
-
-    def __init__(self, console: Console) -> None:
-        from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
-        self._console = console
-        self._rich = RichConsole(file=console.err)
-        spinner, text = SpinnerColumn(), TextColumn("{task.description}", markup=False)
-        # rich draws the rest of a bar in dark grey. On a white background, such a bar looks as if
-        # it were complete.
-        bar = BarColumn(_BAR_WIDTH, style="dim")
-        self._short, self._long = (spinner, text), (spinner, bar, text)
-        self._progress = Progress(
-            *self._long,
-            console=self._rich,
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=None)
-
-    def show(self, counts: _Counts) -> None:
-        # rich asks descriptors 0, 1 and 2 for the width of the terminal. With `< in > out` and the
-        # redirection by `Noise`, none of them is the terminal.
-        self._rich.width = self._console.err_columns
-        room = self._rich.width - len("x ")
-        state = counts.state(room)
-        has_bar = len(state) + _BAR_WIDTH + 1 <= room
-        self._progress.columns = self._long if has_bar else self._short
-        self._progress.update(
-            self._task, completed=counts.done, total=counts.total, description=state
-        )
-        self._progress.start()
-
-    def stop(self) -> None:
-        self._progress.stop()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Take the bar away while the block writes to the terminal."""
-        was_shown = self._progress.live.is_started
-        self._progress.stop()
-        try:
-            yield
-        finally:
-            if was_shown:
-                self._progress.start()
-
-
-class _StdoutBesideBar:
-    """Standard output on a terminal that may show the bar, which is taken away for each write."""
-
-    def __init__(
-        self, line: Callable[[], AbstractContextManager[None]], stream: ByteStream
-    ) -> None:
-        self._line = line
-        self._stream = stream
-
-    def write(self, data: bytes, /) -> None:
-        with self._line():
-            self._stream.write(data)
-            self._stream.flush()
-
-    def flush(self) -> None:
-        """Do nothing, because each write is flushed while the bar is away."""
-
-
-def _rate(per_second: float) -> str:
-    return f"{per_second:.1f}/s" if per_second >= 0.1 else f"{per_second * 60:.1f}/min"
