@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from idefics_cli.caption.resume.todo import Todo
-from idefics_cli.core.types import CaptionRecord
 
 RunEnd = Literal["done", "interrupted", "failures", "stopped"]
 """How a run ends.
@@ -39,9 +38,3 @@ class RunOutcome:
     is_resumable: bool = False
     failures: Path | None = None
     reported: int | None = None
-
-    def count(self, record: CaptionRecord) -> RunOutcome:
-        """Return this outcome with *record* added to its counts."""
-        if record.error is None:
-            return replace(self, captioned=self.captioned + 1)
-        return replace(self, failed=self.failed + 1)

@@ -230,28 +230,31 @@ class _RunState:
     ) -> None:
         assert self.todo is not None
         pictures = self.todo.pictures
+        captioned = failed = 0
 
         def on_event(event: RunEvent) -> None:
+            nonlocal captioned, failed
             note(event)
             if isinstance(event, CaptionRecord):
-                self.outcome = self.outcome.count(event)
+                captioned += event.error is None
+                failed += event.error is not None
             self.on_event(event)
 
         on_event(Started(len(pictures), len(self.job.pictures) - len(pictures)))
-        result = run_captions(
-            replace(self.job, pictures=pictures),
-            self.factory,
-            write,
-            hold=hold,
-            on_event=on_event,
-            make_executor=partial(
-                self.executor,
-                make_reader=self.kind.make_reader,
-                workers=self.workers,
-            ),
-            max_failures=self.max_failures,
-            workers=max(1, len(self.workers)),
-        )
+        make = partial(self.executor, make_reader=self.kind.make_reader, workers=self.workers)
+        try:
+            result = run_captions(
+                replace(self.job, pictures=pictures),
+                self.factory,
+                write,
+                hold=hold,
+                on_event=on_event,
+                make_executor=make,
+                max_failures=self.max_failures,
+                workers=max(1, len(self.workers)),
+            )
+        finally:
+            self.outcome = replace(self.outcome, captioned=captioned, failed=failed)
         self.outcome = replace(self.outcome, end=result.end)
 
     def _limit_batch(self, requests: int | None) -> None:

@@ -101,7 +101,8 @@ def too_many_bytes(source: str, limits: ImageLimits) -> ImageError:
 
 def is_uri(source: str) -> bool:
     """Whether *source* is stdin, the clipboard or a URI that a model can read, not a path."""
-    return source == STDIN or _URI.match(source) is not None
+    # Millions of names are asked, and most of them have no colon.
+    return source == STDIN or (":" in source and _URI.match(source) is not None)
 
 
 def as_path(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
@@ -25,17 +26,20 @@ pytestmark = pytest.mark.usefixtures("here")
 
 
 class Hanging(FakeEngine):
-    """Reads `00.jpg` only after `release` is set."""
+    """Reads `00.jpg` only after `release` is set, and `07.jpg` only after `release_last` is set."""
 
     def __init__(self) -> None:
         super().__init__(describe)
-        self.release = threading.Event()
+        self.release, self.release_last = threading.Event(), threading.Event()
+        self.release_last.set()
 
     def prepare(
         self, request: GenerationRequest, *, open_image: OpenImage | None = None
     ) -> Prepared:
         if request.attachments[0].source == "00.jpg":
             assert self.release.wait(30)
+        if request.attachments[0].source == "07.jpg":
+            assert self.release_last.wait(30)
         return super().prepare(request, open_image=open_image)
 
 
@@ -90,11 +94,40 @@ def test_a_record_that_waited_has_its_row_noted_and_is_read_back() -> None:
     engine.release.set()
     run.join()
     text = path.read_text("utf-8")
-    assert (text.count('"waits": true'), text.count('{"row": ')) == (7, 7)
+    assert text.count('"waits": true') == 7
+    (written,) = re.findall(r'{"written": \[(.*)\], "end"', text)
+    assert len(written.split(", ")) == 7, "one line notes all rows that were written together"
     with RunJournal(path) as journal:
         assert list(journal.rows) == [f"../{number:02}.jpg" for number in range(8)]
         assert journal.end == Path("hung/out.jsonl").stat().st_size
         assert journal.is_complete
+
+
+def test_rows_that_the_journal_has_not_noted_before_a_crash_are_written_from_their_records() -> (
+    None
+):
+    for folder in ("hung", "crashed", "whole"):
+        Path(folder).mkdir()
+    engine, work = Hanging(), job(8)
+    engine.release_last.clear()
+    run = threading.Thread(target=caption, args=(work, "hung", engine))
+    run.start()
+    wait_for(6, Path("hung/out.jsonl.journal"))
+    engine.release.set()
+    wait_for(7, Path("hung/out.jsonl.journal"))
+    while Path("hung/out.jsonl").read_bytes().count(b"\n") < 7:
+        time.sleep(0.005)
+    for path in Path("hung").iterdir():
+        shutil.copy(path, "crashed")
+    engine.release_last.set()
+    run.join()
+    assert '"written"' not in Path("crashed/out.jsonl.journal").read_text("utf-8")
+
+    again = FakeEngine(describe)
+    assert caption(work, "crashed", again).captioned == 1
+    assert [request.attachments[0].source for request in again.requests] == ["07.jpg"]
+    assert caption(work, "whole", FakeEngine(describe)).captioned == 8
+    assert contents(Path("crashed")) == contents(Path("whole"))
 
 
 def test_only_so_many_pictures_begin_after_one_that_hangs() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,7 +33,9 @@ from idefics_cli.core.types import CaptionRecord, Progress
 from idefics_cli.core.units import counted
 
 # Batches of pictures that a worker has: one that the model answers, and those that it reads ahead.
+# If a batch is one picture, it has more, so that it can work while the run gathers records.
 _BATCHES = 4
+_LEAST_PICTURES = 8
 # A worker has fewer until all workers are ready, so that the first one does not take all pictures.
 _BATCHES_AT_FIRST = 2
 # After this many deaths in succession without a record, the place of a worker stays empty.
@@ -41,8 +43,12 @@ _MOST_DEATHS = 4
 _MOST_DEATHS_AT_START = 2
 # Longest time until the run notices that it should stop.
 _POLL_SECONDS = 0.1
-# At most this many events are handled before the run looks whether it should stop.
-_MOST_EVENTS = 256
+# After a record, the run waits for others, because a process that wakes for each record needs twice
+# as much processor time. It does not wait until a worker has done so many batches that it could
+# soon have no pictures.
+_GATHER_SECONDS = 0.05
+_GATHER_STEPS = 4
+_GATHER_BATCHES = 2
 _SHARES_SECONDS = 1.0
 
 
@@ -146,17 +152,27 @@ class _Crew:
             # giving does not grow with the number of workers.
             for worker, event in self._received():
                 yield from self._handle(worker, event)
-                if not isinstance(event, CaptionRecord):
-                    break
             yield from self._tell_shares()
         yield self._shares
 
-    def _received(self) -> Iterator[tuple[CaptionWorker, WorkerEvent]]:
-        """Yield the events that have come; wait a moment for the first one."""
+    def _received(self) -> list[tuple[CaptionWorker, WorkerEvent]]:
+        """Return the events that have come; wait a moment for the first one, and for others."""
+        events: list[tuple[CaptionWorker, WorkerEvent]] = []
+        done: Counter[CaptionWorker] = Counter()
+        most = _GATHER_BATCHES * self._batch_size
         with suppress(Empty):
-            yield self._inbox.get(timeout=_POLL_SECONDS)
-            for _ in range(_MOST_EVENTS):
-                yield self._inbox.get_nowait()
+            events.append(self._inbox.get(timeout=_POLL_SECONDS))
+        for _ in range(_GATHER_STEPS):
+            if not events or not isinstance(events[-1][1], CaptionRecord):
+                break
+            time.sleep(_GATHER_SECONDS / _GATHER_STEPS)
+            with suppress(Empty):
+                while True:
+                    events.append(self._inbox.get_nowait())
+                    done[events[-1][0]] += 1
+            if done and max(done.values()) >= most:
+                break
+        return events
 
     @property
     def _shares(self) -> WorkerShares:
@@ -297,7 +313,9 @@ class _Crew:
         hired = [place for place in self._places if place.worker is not None]
         share = -(-self._left // max(1, len(hired)))
         is_waiting = len(ready) < len(hired)
-        most = self._batch_size * (_BATCHES_AT_FIRST if is_waiting else _BATCHES)
+        most = self._batch_size * _BATCHES_AT_FIRST
+        if not is_waiting:
+            most = max(_LEAST_PICTURES, self._batch_size * _BATCHES)
         most = min(most, max(1, share))
         # A worker gets pictures when it has room for a batch. A message for each picture would be
         # most of the work of this process.

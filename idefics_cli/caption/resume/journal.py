@@ -11,7 +11,8 @@ the order of the events:
     {"key": ..., "record": {...}, "end": 482}       a picture, and the output's size after its row
     {"key": ..., "record": {...}, "waits": true}    a picture whose row is not written yet, because
                                                     a picture before it is not done
-    {"row": offset, "end": 963}                     the row of the record at this offset is written
+    {"written": [offset, ...], "end": 963}          the rows of the records at these offsets are
+                                                    written, in this order
     {"rewriting": true}                             the rows of the output are uncertain, until
     {"rows": [offset, ...], "end": 963}             it has the records at these offsets, in order
     {"closed": "963-170...", "complete": true}      size and time of the output after the run
@@ -45,6 +46,7 @@ from idefics_cli.caption.resume.journal_lines import (
     encode_line,
     encode_record,
     number,
+    optional_number,
     text,
     texts,
 )
@@ -139,14 +141,23 @@ class RunJournal(Closing):
         self._add(key, record, {"end": end}, order)
         self._add_row(key, end)
 
-    def add_waiting(self, key: str, record: CaptionRecord, *, order: int | None = None) -> None:
-        """Add the record of a picture whose row is not written yet; see `add`."""
-        self._add(key, record, {"waits": True}, order)
-        self._set_end(self.end)
+    def add_waiting(self, key: str, record: CaptionRecord, *, order: int | None = None) -> int:
+        """Add the record of a picture whose row is not written yet; see `add`.
 
-    def note_row(self, key: str, *, end: int | None) -> None:
-        """Note that the row of the last record of *key* is written; see `add_waiting`."""
-        self._append({"row": self.entries[key].offset, "end": end})
+        Returns:
+            The offset of the line, for `note_row`.
+        """
+        offset = self._add(key, record, {"waits": True}, order)
+        self._set_end(self.end)
+        return offset
+
+    def note_row(self, key: str, offset: int, *, end: int | None) -> None:
+        """Note that the row of the record of *key* at *offset* is written; see `add_waiting`.
+
+        The note comes into the journal with its next line. After a sudden end before that line,
+        the row is written again from the record.
+        """
+        self._written.append(offset)
         self._add_row(key, end)
 
     def begin_rewriting(self) -> None:
@@ -203,6 +214,8 @@ class RunJournal(Closing):
         self.skipped = frozenset()
         # Offset of a record without a row, when the journal was read -> its picture.
         self._waiting: dict[int, str] = {}
+        # Offsets of the records whose rows are written since the last line of the journal.
+        self._written: list[int] = []
         self.base, self.listed, self._size, self._version = 0, 0, 0, _VERSION
         self._set_end(None)
 
@@ -267,12 +280,13 @@ class RunJournal(Closing):
             self._apply_header(fields)
         elif "record" in fields:
             self._apply_record(offset, fields)
-        elif "row" in fields:
-            self._add_row(self._waiting.pop(number(fields["row"])), _size(fields["end"]))
+        elif "written" in fields:
+            for at in fields["written"]:
+                self._add_row(self._waiting.pop(number(at)), optional_number(fields["end"]))
         elif "rows" in fields:
             keys = {entry.offset: key for key, entry in self.entries.items()}
             self.rows = dict.fromkeys(keys[number(at)] for at in fields["rows"])
-            self.end = _size(fields["end"])
+            self.end = optional_number(fields["end"])
         elif "rewriting" in fields:
             self._set_end(None)
         elif "closed" in fields:
@@ -308,7 +322,7 @@ class RunJournal(Closing):
             self._waiting[offset] = key
             self._set_end(self.end)
         else:
-            self._add_row(key, _size(fields["end"]))
+            self._add_row(key, optional_number(fields["end"]))
 
     # Any: JSON has values of many types.
     def _apply_header(self, fields: Mapping[str, Any]) -> None:
@@ -328,11 +342,13 @@ class RunJournal(Closing):
 
     def _add(
         self, key: str, record: CaptionRecord, more: Mapping[str, object], order: int | None
-    ) -> None:
+    ) -> int:
         line = {"key": key, "record": encode_record(record), **more}
         if order is not None:
             line["order"] = order
-        self._set_entry(key, record, self._append(line), order or 0)
+        offset = self._append(line)
+        self._set_entry(key, record, offset, order or 0)
+        return offset
 
     def _add_row(self, key: str, end: int | None) -> None:
         self.rows.pop(key, None)
@@ -348,12 +364,16 @@ class RunJournal(Closing):
 
     def _append(self, fields: Mapping[str, object]) -> int:
         """Write one line, whole or not at all; return its offset."""
-        offset = self._size
+        before = b""
+        if self._written:
+            before = encode_line({"written": self._written, "end": self.end, "at": self._size})
+        offset = self._size + len(before)
         line = encode_line({**fields, "at": offset})
         try:
-            self._size = self._log.append(line, at=offset)
+            self._size = self._log.append(before + line, at=self._size)
         except OSError as error:
             raise self._failure(error) from error
+        self._written = []
         return offset
 
     def _cut(self, size: int) -> None:
@@ -378,8 +398,3 @@ class RunJournal(Closing):
     def _failure(self, error: OSError) -> IdeficsError:
         reason = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
         return IdeficsError(f"cannot keep the journal `{self.path}`: {reason}")
-
-
-def _size(end: object) -> int | None:
-    """Return *end*, the size of an output, else raise a ValueError."""
-    return None if end is None else number(end)

@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
 from idefics_cli.core.json_text import parse_json
@@ -63,11 +64,12 @@ def decode_line(line: bytes, *, needs_checksum: bool) -> dict[str, Any]:
 
 
 _RECORD_FIELDS = tuple(field.name for field in fields(CaptionRecord))
+_values_of = attrgetter(*_RECORD_FIELDS)
 
 
 def encode_record(record: CaptionRecord) -> dict[str, object]:
     """Return the fields of *record* for JSON. `dataclasses.asdict` would copy all of them."""
-    return {name: getattr(record, name) for name in _RECORD_FIELDS}
+    return dict(zip(_RECORD_FIELDS, _values_of(record), strict=True))
 
 
 # Any: JSON has values of many types.
@@ -107,6 +109,11 @@ def number(value: object) -> int:
     """Return *value* if it is an integer from 0 to 2^63 - 1, else raise a ValueError."""
     checked: int = _checked(value, (int,))
     return checked
+
+
+def optional_number(value: object) -> int | None:
+    """Return *value* if it is None, or as `number` does."""
+    return None if value is None else number(value)
 
 
 # Any: JSON has values of many types.

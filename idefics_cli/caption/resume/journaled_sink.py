@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from idefics_cli.caption.resume.items import PICTURES, Identities, ItemRules
 from idefics_cli.caption.resume.journal import RunJournal, Settings
@@ -78,7 +78,7 @@ class JournaledSink:
         self._sink: Sink
         self._rows = make_sink(target).rows_path
         self._was_there = False
-        self._waiting: dict[str, CaptionRecord] = {}
+        self._waiting: dict[str, _Waiting] = {}
         self.todo = Todo(())
         self.is_resumed = False
 
@@ -133,11 +133,12 @@ class JournaledSink:
 
     def write(self, record: CaptionRecord) -> None:
         """Write the row of *record*, then its line in the journal; see `Sink.write`."""
+        waiting = self._waiting.pop(record.file_name, None)
         written = self._sink.write(record) or record
-        key, order = self._place(written)
-        if self._waiting.pop(key, None) is written:
-            self._journal.note_row(key, end=self._sink.position())
+        if waiting is not None and waiting.record is written:
+            self._journal.note_row(waiting.key, waiting.offset, end=self._sink.position())
         else:
+            key, order = self._place(written)
             self._journal.add(key, written, end=self._sink.position(), order=order)
 
     def hold(self, record: CaptionRecord) -> None:
@@ -148,8 +149,8 @@ class JournaledSink:
         """
         if self._rows is not None:
             key, order = self._place(record)
-            self._journal.add_waiting(key, record, order=order)
-            self._waiting[key] = record
+            offset = self._journal.add_waiting(key, record, order=order)
+            self._waiting[record.file_name] = _Waiting(record, key, offset)
 
     def _place(self, record: CaptionRecord) -> tuple[str, int | None]:
         name = record.file_name
@@ -362,6 +363,14 @@ class JournaledSink:
         is_complete = all(key in entries or key in skipped for key in self._keys.values())
         listed = count_units(self._target.pictures) + count_units(self._target.others)
         self._journal.close_output(stamp, is_complete=is_complete, listed=listed)
+
+
+class _Waiting(NamedTuple):
+    """A record without a row, with its key and its offset in the journal."""
+
+    record: CaptionRecord
+    key: str
+    offset: int
 
 
 def _reaches(path: Path, size: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from idefics_cli.core.paths import relative_file
@@ -156,10 +157,15 @@ def file_name(key: str, output: Path | None) -> str:
     if output is None or is_uri(key):
         return key
     try:
-        name = relative_file(key, str(output.parent)).replace(os.sep, "/")
+        name = relative_file(key, _folder(output)).replace(os.sep, "/")
     except ValueError:  # another drive
         return key
     return key if name == ".." or name.startswith("../") else as_path(name)
+
+
+@lru_cache(maxsize=8)
+def _folder(output: Path) -> str:
+    return str(output.parent)
 
 
 def is_below(key: str, folder: Path) -> bool:
