@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from threading import Lock
 
 from idefics_cli.core.types import Completion, TokenChunk
 from idefics_cli.engine.protocol import Engine, Handle, Listener, Outcome, Prepared
+from idefics_cli.server.event_queue import Event, EventQueue
 from idefics_cli.server.fields import SEEDS, RequestOptions
-
-# A client that reads so much slower than the model writes is given up.
-_MOST_EVENTS = 1000
-
-Event = tuple[int, TokenChunk | Outcome]
-"""The number of a reply, and what happened to it."""
 
 
 class SlowReaderError(Exception):
@@ -30,8 +24,7 @@ class Generation:
 
     def __init__(self, options: RequestOptions) -> None:
         self._options = options
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events = EventQueue()
         self._lock = Lock()
         self._handles: list[Handle] = []
         self._is_too_slow = False
@@ -89,13 +82,7 @@ class Generation:
         Raises:
             SlowReaderError: If too many events wait.
         """
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                events = [await self._events.get()]
-        except TimeoutError:
-            return []
-        while not self._events.empty():
-            events.append(self._events.get_nowait())
+        events = await self._events.take(timeout_seconds)
         if self._is_too_slow:
             raise SlowReaderError
         return events
@@ -117,15 +104,8 @@ class Generation:
 
     def _listener(self, index: int) -> Listener:
         def listen(event: TokenChunk | Outcome) -> None:
-            # The loop is closed if the server ended meanwhile.
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._put, (index, event))
+            if not self._events.put((index, event)):
+                self._is_too_slow = True
+                self.cancel()
 
         return listen
-
-    def _put(self, event: Event) -> None:
-        if self._events.qsize() >= _MOST_EVENTS:
-            self._is_too_slow = True
-            self.cancel()
-        if not self._is_too_slow or not isinstance(event[1], TokenChunk):
-            self._events.put_nowait(event)

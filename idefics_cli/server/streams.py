@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from idefics_cli.core.logprobs import TokenLogprob
 from idefics_cli.core.types import Completion, TokenChunk
 from idefics_cli.server.errors import shutting_down
-from idefics_cli.server.generation import Event
+from idefics_cli.server.event_queue import Event
 from idefics_cli.server.replies import ReplyShape
 
 
