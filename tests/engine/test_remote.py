@@ -185,6 +185,31 @@ def test_the_key_follows_no_redirect() -> None:
             assert other.requests == []
 
 
+def test_neither_netrc_nor_a_proxy_gets_between(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".netrc").write_text("default login me password other\n")
+    for name, value in (("HOME", str(tmp_path)), ("NETRC", str(tmp_path / ".netrc"))):
+        monkeypatch.setenv(name, value)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with scripted_server(GOOD) as server, remote_engine(server.url, key="secret-1234") as engine:
+        answer(engine)
+        assert server.requests[0][1]["authorization"] == "Bearer secret-1234"
+
+
+@pytest.mark.parametrize(
+    "body", [b"data: " + b"x" * 5_000_000, (b": " + b"x" * 60_000 + b"\n") * 1200]
+)
+def test_an_answer_without_an_end_is_not_read_to_its_end(body: bytes) -> None:
+    with (
+        scripted_server(Scripted(body)) as server,
+        remote_engine(server.url) as engine,
+        pytest.raises(ServerError, match="far too long"),
+    ):
+        answer(engine)
+
+
 # Answers of other servers
 
 

@@ -125,3 +125,45 @@ def test_no_changed_body_is_an_error_of_the_server(
     assert statuses[200] > 50
     assert statuses[400] > 100
     demo.wait_until_idle()
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema, "minItems": 30}
+    return schema
+
+
+def doubled(levels: int) -> dict[str, Any]:
+    """Return a schema whose alternatives double at each of *levels* references."""
+    parts: dict[str, Any] = {
+        f"a{at}": {"anyOf": [{"$ref": f"#/$defs/a{at + 1}"}] * 2} for at in range(levels)
+    }
+    return {"$defs": {**parts, f"a{levels}": {"type": "string"}}, "$ref": "#/$defs/a0"}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"structured_outputs": {"regex": "((a{1,1000}){1,1000}){1,1000}"}},
+        {"structured_outputs": {"regex": "(a|aa|aaa)*" * 200}},
+        {"structured_outputs": {"regex": "(.*a){200}"}},
+        *(
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": s}}}
+            for s in (
+                nested(40),
+                doubled(30),
+                {
+                    "allOf": [
+                        {"type": "string", "pattern": f"(.*{letter}){{8}}"} for letter in "abcdef"
+                    ]
+                },
+            )
+        ),
+    ],
+)
+def test_a_form_that_explodes_costs_no_more_than_others(
+    demo: HttpServer, form: dict[str, Any]
+) -> None:
+    assert demo.ask(body=chat("Hi", max_tokens=4, **form))[0] in (200, 400)
+    assert demo.ask("/health")[0] == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import socket
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from tests.support.http_servers import (
     ManualEngine,
     chat,
     serving,
+    wait_for,
 )
 
 KEY = "correct-horse-battery"
@@ -189,6 +191,30 @@ def test_a_request_id_of_the_client_must_be_plain(local: HttpServer, identity: s
     assert b"x-request-id: req-" in raw or raw.startswith(b"HTTP/1.1 400 ")
     assert "\x1b" not in "".join(local.lines)
     assert all(line.isprintable() for line in local.lines)
+
+
+def test_a_path_cannot_write_lines_into_the_log(local: HttpServer) -> None:
+    for path in ("/v1/%0d%0a12:00:00%20forged", "/%1b%5b31m", "/%e2%80%ae", "/" + "a" * 5000):
+        assert local.ask(path)[0] == 404
+    wait_for(lambda: len([line for line in local.lines if " 404 " in line]) == 4)
+    lines = [line for line in local.lines if " 404 " in line]
+    assert all(line.isprintable() and len(line) < 200 for line in lines)
+
+
+def test_keys_are_compared_in_constant_time(
+    guarded: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    usual = hmac.compare_digest
+
+    def compare(given: bytes, key: bytes) -> bool:
+        compared.append((given, key))
+        return usual(given, key)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    for given, expected in (("x", 401), (KEY, 200)):
+        assert status(guarded, Authorization=f"Bearer {given}")[0] == expected
+    assert compared == [(b"x", KEY.encode()), (KEY.encode(), KEY.encode())]
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")

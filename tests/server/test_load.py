@@ -167,6 +167,25 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_forgotten(server: Htt
     server.wait_until_idle()
 
 
+@pytest.mark.parametrize("body", [b"", b'{"messages": [{"role": "user", "content": "x"}]}'])
+def test_a_client_that_ends_its_sending_side_counts_as_gone(
+    server: HttpServer, engine: ManualEngine, body: bytes
+) -> None:
+    # Nobody can tell such a client from one that has left, before something is sent to it.
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % (len(body) or 500) + body)
+        if body:
+            wait_for(lambda: len(engine.open) == 1)
+        else:
+            wait_for(lambda: server.service.admission.open_bytes == 500)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(100) == b""
+
+    wait_for(lambda: any("client gone" in line for line in server.lines))
+    assert engine.cancelled == (1 if body else 0)
+    server.wait_until_idle()
+
+
 def test_two_hundred_abandoned_requests_leave_nothing(
     demo: HttpServer, demo_engine: LocalEngine, scenes: list[str]
 ) -> None:
