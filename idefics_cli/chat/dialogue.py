@@ -9,8 +9,8 @@ from threading import Event
 from idefics_cli.chat.attachments import PictureOpener, StagedPicture
 from idefics_cli.chat.budget import TokenBudget
 from idefics_cli.chat.conversation import Conversation, Value
-from idefics_cli.chat.loading import Loading, LoadPlan, Phase
-from idefics_cli.chat.model_switch import ModelSwitch
+from idefics_cli.chat.loading import Loading, Phase
+from idefics_cli.chat.model_switch import FindModel, ModelSwitch
 from idefics_cli.chat.sampling_settings import SCHEMA_KEY, with_settings
 from idefics_cli.chat.store.sessions import NullStore, OpenSession, SessionStore
 from idefics_cli.chat.turns import Turns
@@ -61,7 +61,7 @@ class Chat:
         loading: The model that answers, which may still be loading.
         session: The conversation, and where it is kept.
         store: Where other conversations are kept.
-        find_model: Looks up another model by name, and returns its plan and loader.
+        find_model: Looks up another model.
         sampling: How tokens are chosen, unless the conversation has its own settings.
         displays: `plain` and `preview`, unless the conversation has its own settings.
         pictures: Opens the pictures.
@@ -79,7 +79,7 @@ class Chat:
         session: OpenSession,
         *,
         store: SessionStore | NullStore,
-        find_model: Callable[[str], LoadPlan],
+        find_model: FindModel,
         sampling: Sampling,
         displays: Mapping[str, bool],
         pictures: PictureOpener,

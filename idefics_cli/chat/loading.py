@@ -69,7 +69,7 @@ class Loading:
         return error if isinstance(error, IdeficsError) else None
 
     def take_warnings(self) -> list[str]:
-        """Return the warnings of the plan that were not returned before."""
+        """Return the warnings of the plan and the engine that were not returned before."""
         warnings, self._warnings = self._warnings, []
         return warnings
 
@@ -132,6 +132,9 @@ class Loading:
             ) from error
 
     def _progress(self, phase: str, share: float | None) -> None:
+        if self.is_ready:
+            self._warnings.append(phase)  # what an engine tells while it answers
+            return
         self.phase = phase if share is None else f"{phase} {share:.0%}"
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Event
+from typing import TypeAlias
 
 from idefics_cli.chat.budget import TokenBudget
 from idefics_cli.chat.loading import Loading, LoadPlan, Phase
 from idefics_cli.engine.protocol import Engine, OpenImage
+
+FindModel: TypeAlias = Callable[[str], tuple[str, LoadPlan]]
+"""Looks up a model by the name that the user typed; returns its full name, and its plan."""
 
 
 class ModelSwitch:
@@ -15,13 +19,11 @@ class ModelSwitch:
 
     Args:
         loading: The first model, which may still be loading.
-        find_model: Looks up another model by name, and returns its plan and loader.
+        find_model: Looks up another model.
         open_image: Opens a picture of an earlier turn.
     """
 
-    def __init__(
-        self, loading: Loading, find_model: Callable[[str], LoadPlan], open_image: OpenImage
-    ) -> None:
+    def __init__(self, loading: Loading, find_model: FindModel, open_image: OpenImage) -> None:
         self.loading = loading
         self._former: Loading | None = None
         self._find_model = find_model
@@ -67,7 +69,7 @@ class ModelSwitch:
         Raises:
             IdeficsError: If it is unknown or does not chat; the former model stays.
         """
-        plan, former = self._find_model(name), self._former or self.loading
+        (name, plan), former = self._find_model(name), self._former or self.loading
         if former is not self.loading:
             self.loading.close()
         # The former model is closed before the plan, because two large models may not fit into the

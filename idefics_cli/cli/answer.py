@@ -113,13 +113,14 @@ def _answering_spec(invocation: Invocation, request: GenerationRequest) -> LoadS
 def _note_end(
     invocation: Invocation, request: GenerationRequest, finish: Finish, *, is_empty: bool
 ) -> None:
-    if is_empty:
-        invocation.console.note("the answer is empty: the model ended it before the first word")
     if finish == "length":
-        limit = request.sampling.max_new_tokens
+        limit = counted(request.sampling.max_new_tokens, "token")
+        early = ", before its first word" if is_empty else ""
         invocation.console.note(
-            f"the answer was cut after {counted(limit, 'token')}; `--max-new-tokens` sets the limit"
+            f"the answer was cut after {limit}{early}; `--max-new-tokens` sets the limit"
         )
+    elif is_empty:
+        invocation.console.note("the answer is empty: the model ended it before the first word")
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,7 +271,19 @@ def opened_engine(invocation: Invocation, spec: LoadSpec) -> Iterator[Engine]:
         ModelError: If the model is missing or broken.
         MemoryLimitError: If the model does not fit into memory.
     """
+    notes: list[str] = []
+    is_loaded = False
+
+    def report(phase: str, share: float | None) -> None:
+        if is_loaded:
+            notes.append(phase)  # a spinner has the line while the engine answers
+        else:
+            progress(phase, share)
+
     with invocation.console.status(f"loading {spec.name or spec.repo}") as progress:
-        loaded = invocation.services.make_factory(spec)(progress=progress)
+        loaded = invocation.services.make_factory(spec)(progress=report)
+    is_loaded = True
     with loaded as engine:
         yield engine
+    for note in notes:
+        invocation.console.note(note)

@@ -180,10 +180,10 @@ class Person:
 
 
 def talk(engine: Engine, store: SessionStore | NullStore, *, is_ready: bool = True) -> Person:
-    def find(name: str) -> LoadPlan:
-        return lambda warn: lambda progress: engine
+    def find(name: str) -> tuple[str, LoadPlan]:
+        return name, lambda warn: lambda progress: engine
 
-    loading = Loading("fake", find("fake"))
+    loading = Loading(*find("fake"))
     if is_ready:
         assert loading.engine is engine
     return Person(

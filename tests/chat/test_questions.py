@@ -102,6 +102,13 @@ def test_an_empty_answer_is_told(answer: str, tmp_path: Path) -> None:
     assert err.count(told) == 1
 
 
+def test_an_answer_that_is_cut_before_a_word_was_not_ended_by_the_model(tmp_path: Path) -> None:
+    _, err, _ = world(tmp_path, "\n word", "Red.").talk("/set max_new_tokens=1", "What?", "And?")
+    told = "the answer was cut after 1 token, before its first word; `/set max_new_tokens=N`"
+    assert " ".join(err.split()).count(told) == 1
+    assert "the model ended it" not in err
+
+
 @pytest.mark.parametrize("word", ["exit", "quit", "Quit ", "bye", ":q"])
 def test_a_word_that_leaves_other_tools_leaves_this_one(tmp_path: Path, word: str) -> None:
     here = world(tmp_path)

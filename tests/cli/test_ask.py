@@ -108,6 +108,15 @@ def test_an_empty_answer_is_told_on_stderr(is_terminal: bool) -> None:
         assert (note in ran.err) == told
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_an_answer_that_is_cut_before_a_word_was_not_ended_by_the_model(is_terminal: bool) -> None:
+    world = World(FakeEngine("\n word"))
+    arguments = ("ask", "What?", "--max-new-tokens", "1")
+    ran = run(*arguments, services=world.services, terminal=is_terminal)
+    assert "the answer was cut after 1 token, before its first word;" in ran.err
+    assert "the model ended it" not in ran.err
+
+
 def test_a_list_of_files_on_stdin_is_told_because_a_loop_loses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

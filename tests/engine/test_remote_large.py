@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import ServerError
 from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling
 from idefics_cli.engine.remote.engine import RemoteEngine
+from tests.support.commands import Terminal, run
 from tests.support.remote import QUICK, Scripted, remote_engine, remote_spec, scripted_server
 
 REFUSAL = Scripted(b"<html><title>Request Entity Too Large</title>", 413)
@@ -60,6 +62,50 @@ def test_pictures_are_sent_again_smaller_and_the_user_is_told(photo: Attachment)
     assert [one.size for one in pictures(second)] == [(1024, 614)]
     assert len(second) < len(first) / 2
     assert note in second.decode()
+
+
+def test_single_answers_tell_that_pictures_were_sent_smaller(photo: Attachment) -> None:
+    for streams in (False, True):
+        told: list[str] = []
+        with (
+            scripted_server(REFUSAL, ANSWER) as server,
+            RemoteEngine(
+                remote_spec(server.url),
+                patience=QUICK,
+                progress=lambda text, share, told=told: told.append(text),  # type: ignore[misc]
+            ) as engine,
+        ):
+            prepared = engine.prepare(asking(photo, "What?"))
+            for _ in range(2):
+                if streams:
+                    assert "".join(chunk.text for chunk in engine.stream(prepared)) == "Two cats"
+                else:
+                    assert engine.complete([prepared])[0].text == "Two cats"
+            (note,) = told
+            assert "sent again with at most 1024 pixels a side" in note
+
+
+def test_ask_and_chat_note_that_pictures_were_sent_smaller(
+    photo: Attachment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    note = "refuses large requests, so their pictures are sent again with at most 1024 pixels"
+    models = Scripted(json.dumps({"data": [{"id": "a", "owned_by": "idefics"}]}).encode())
+    with scripted_server(models, REFUSAL, ANSWER) as server:
+        words = ("ask", "What?", "-i", photo.source, "--server", server.url)
+        ran = run(*words, services=Services(environ={}, stdin=None))
+    assert (ran.code, ran.out) == (0, "Two cats\n"), ran.err
+    assert ran.err.count(note) == 1
+
+    lines = ["What?", "And?"]
+    monkeypatch.setattr("builtins.input", lambda prompt="": lines.pop(0) if lines else "/exit")
+    with scripted_server(models, models, REFUSAL, ANSWER) as server:
+        ran = run(
+            *("chat", "--accessible", "-i", photo.source, "--server", server.url),
+            services=Services(environ={"HOME": str(tmp_path)}, stdin=Terminal()),
+            terminal=True,
+        )
+    assert ran.code == 0, ran.err
+    assert " ".join(ran.err.split()).count(note) == 1
 
 
 def test_a_server_that_refuses_them_again_is_not_asked_a_third_time(photo: Attachment) -> None:

@@ -74,7 +74,7 @@ class ChatWorld:
         self.sessions = SessionStore(folder / "data")
         self.engine = engine
         kept = store or self.sessions
-        loading = Loading("fake", self._find("fake"))
+        loading = Loading(*self._find("fake"))
         assert loading.engine is engine  # waits for it
         self.chat = Chat(
             loading,
@@ -106,10 +106,10 @@ class ChatWorld:
         """The texts of the turns."""
         return [turn.text for turn in self.chat.conversation.turns]
 
-    def _find(self, name: str) -> LoadPlan:
+    def _find(self, name: str) -> tuple[str, LoadPlan]:
         if name not in self.models | self.loads:
             raise ModelError(f"unknown model `{name}`")
-        return lambda warn: self.loads.get(name, lambda progress: self.models[name])
+        return name, lambda warn: self.loads.get(name, lambda progress: self.models[name])
 
 
 def world(folder: Path, *answers: str, **options: object) -> ChatWorld:

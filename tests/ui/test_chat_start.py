@@ -235,3 +235,22 @@ def test_a_session_goes_on_at_its_server(tmp_path: Path, person: list[str]) -> N
             assert [spec.server and spec.server.url for spec in here.specs] == [expected]
             name = "smolvlm-256m" if expected is None else f"smolvlm-256m at {url}"
             assert kept(tmp_path).list()[0].model == name
+
+
+def test_another_model_of_a_server_is_kept_with_the_server(
+    tmp_path: Path, person: list[str]
+) -> None:
+    options = ServerOptions(FAKE_SPEC, names=("one", "two"))
+    with serving(EngineOf(FakeEngine("A cat.")), options) as server:
+        url = f"{server.url}/v1"
+        for arguments, questions in (
+            (("--server", server.url, "-m", "one"), ["What?", "/model two", "And?"]),
+            (("-c",), ["So?", "/model two at " + url, "Well?"]),
+        ):
+            here = world(tmp_path, "A cat.", "Two.")
+            person += questions
+            ran = chat(here, *arguments)
+            assert ran.code == 0, ran.err
+            assert {spec.server and spec.server.url for spec in here.specs} == {url}
+            assert f"the model is two at {url}" in " ".join(ran.err.split())
+            assert kept(tmp_path).list()[0].model == f"two at {url}"

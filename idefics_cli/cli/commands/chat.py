@@ -293,6 +293,14 @@ def _find_model(invocation: Invocation, name: str, *, replaces_other: bool = Fal
     return decide
 
 
+def _find_other(invocation: Invocation, typed: str) -> tuple[str, LoadPlan]:
+    """Look up the model that the user typed in a chat; see `ModelSwitch`."""
+    name, server = typed, invocation.settings.server
+    if server is not None:
+        name = f"{_split_server(typed)[0]}{_AT}{read_address(server)}"
+    return name, _find_model(invocation, name, replaces_other=True)
+
+
 def _find_served(invocation: Invocation, name: str) -> LoadPlan:
     """Return what makes the engine for the model *name* of the server; see `_find_model`."""
     spec = served_spec(invocation, model=name)
@@ -328,7 +336,7 @@ def _chat(
         loading,
         session,
         store=store,
-        find_model=lambda name: _find_model(invocation, name, replaces_other=True),
+        find_model=partial(_find_other, invocation),
         sampling=sampling(settings, default_tokens=ANSWER_TOKENS),
         displays={"plain": settings.plain, "preview": settings.preview},
         pictures=opener,

@@ -125,7 +125,7 @@ class RemoteRequest:
         if smaller is None:
             return False
         self._body = smaller
-        self._health.note_once(
+        self._health.note_change(
             f"{self._url} refuses large requests, so their pictures are sent again with at most "
             f"{SMALL_EDGE} pixels a side"
         )

@@ -41,7 +41,8 @@ class RemoteEngine(Closing):
     Args:
         spec: The model, with its server.
         patience: How long to wait, and how often to try.
-        progress: Called with notes about waits, in the thread that waits for outcomes of a session.
+        progress: Called with notes about waits and changed requests, in the thread that waits for
+            an answer or an outcome of a session.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class RemoteEngine(Closing):
                 if isinstance(outcome, Exception):
                     raise outcome
                 found[index] = outcome
+            self._tell_changes()
         finally:
             for handle in handles:
                 handle.cancel()
@@ -165,6 +167,7 @@ class RemoteEngine(Closing):
                 yield event
             if isinstance(event, Exception):
                 raise event
+            self._tell_changes()
             yield last_chunk(event)
         finally:
             handle.cancel()
@@ -180,6 +183,10 @@ class RemoteEngine(Closing):
     def _tell(self, note: str) -> None:
         if self._progress is not None:
             self._progress(note, None)
+
+    def _tell_changes(self) -> None:
+        for note in self._health.take_changes():
+            self._tell(note)
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -52,6 +52,7 @@ class ServerHealth:
         self._failing_since: float | None = None
         self._told_at: float | None = None
         self._notes: SimpleQueue[str] = SimpleQueue()
+        self._changes: SimpleQueue[str] = SimpleQueue()
         self._noted: set[str] = set()
         self.overloads = 0
         """Number of times that the server said that it has too much to do."""
@@ -68,17 +69,23 @@ class ServerHealth:
         with self._lock:
             self._failing_since = None
 
-    def note_once(self, text: str) -> None:
-        """Tell the user *text*, once for all requests."""
+    def note_change(self, text: str) -> None:
+        """Tell the user once that requests are changed, as *text* says."""
         with self._lock:
             if text not in self._noted:
                 self._noted.add(text)
-                self._notes.put(text)
+                self._changes.put(text)
 
     def take_notes(self) -> Iterator[str]:
-        """Yield what the user should know about waits; each note once."""
+        """Yield what the user should know about waits and changed requests; each note once."""
+        yield from self.take_changes()
         while not self._notes.empty():
             yield self._notes.get()
+
+    def take_changes(self) -> Iterator[str]:
+        """Yield what the user should know about changed requests; each note once."""
+        while not self._changes.empty():
+            yield self._changes.get()
 
     def note_failure(self, fault: ServerFault, tries: int) -> float:
         """Note that the server could not answer; return how long to wait before the next try.

@@ -246,7 +246,11 @@ class Repl:
             return self._tell_interrupted(question)
         if finish == "length":
             self._tell_cut()
-        self._tell_if_empty()
+        elif self._is_empty:
+            self._console.note(
+                "the answer is empty: the model ended it before the first word;"
+                " `/retry temperature=0.7` asks again, `/undo` takes the question back"
+            )
         self._warn_of_context()
         if self._console.draws:
             self._console.tell("")
@@ -263,13 +267,10 @@ class Repl:
             self._console.note(_RECALL_NOTE)
         return _LineBegin(recall=question)
 
-    def _tell_if_empty(self) -> None:
+    @property
+    def _is_empty(self) -> bool:
         reply = self._chat.conversation.turns[-1].reply
-        if reply is not None and not reply.text.strip():
-            self._console.note(
-                "the answer is empty: the model ended it before the first word;"
-                " `/retry temperature=0.7` asks again, `/undo` takes the question back"
-            )
+        return reply is not None and not reply.text.strip()
 
     def _tell_cut(self) -> None:
         used = self._chat.used()
@@ -277,7 +278,9 @@ class Repl:
             self._console.note("the answer was cut: the context is full")
             return
         limit = self._chat.sampling.max_new_tokens
-        early = ", before its JSON was complete" if self._chat.form else ""
+        early = ", before its first word" if self._is_empty else ""
+        if self._chat.form:
+            early = ", before its JSON was complete"
         self._console.note(
             f"the answer was cut after {counted(limit, 'token')}{early}; `/set max_new_tokens=N`"
         )
