@@ -64,25 +64,25 @@ def test_pictures_are_sent_again_smaller_and_the_user_is_told(photo: Attachment)
     assert note in second.decode()
 
 
-def test_single_answers_tell_that_pictures_were_sent_smaller(photo: Attachment) -> None:
-    for streams in (False, True):
-        told: list[str] = []
-        with (
-            scripted_server(REFUSAL, ANSWER) as server,
-            RemoteEngine(
-                remote_spec(server.url),
-                patience=QUICK,
-                progress=lambda text, share, told=told: told.append(text),  # type: ignore[misc]
-            ) as engine,
-        ):
-            prepared = engine.prepare(asking(photo, "What?"))
-            for _ in range(2):
-                if streams:
-                    assert "".join(chunk.text for chunk in engine.stream(prepared)) == "Two cats"
-                else:
-                    assert engine.complete([prepared])[0].text == "Two cats"
-            (note,) = told
-            assert "sent again with at most 1024 pixels a side" in note
+@pytest.mark.parametrize("streams", [False, True])
+def test_single_answers_tell_that_pictures_were_sent_smaller(
+    photo: Attachment, *, streams: bool
+) -> None:
+    told: list[str] = []
+    with (
+        scripted_server(REFUSAL, ANSWER) as server,
+        RemoteEngine(
+            remote_spec(server.url), patience=QUICK, progress=lambda text, share: told.append(text)
+        ) as engine,
+    ):
+        prepared = engine.prepare(asking(photo, "What?"))
+        for _ in range(2):
+            if streams:
+                assert "".join(chunk.text for chunk in engine.stream(prepared)) == "Two cats"
+            else:
+                assert engine.complete([prepared])[0].text == "Two cats"
+    (note,) = told
+    assert "sent again with at most 1024 pixels a side" in note
 
 
 def test_ask_and_chat_note_that_pictures_were_sent_smaller(
