@@ -81,8 +81,9 @@ class _Hold:
 def import_transformers() -> None:
     """Import transformers and its list of models, and scan its files only once.
 
-    transformers is told that torch has no `torch.distributed`, as some builds have none: it would
-    import `torch.distributed.tensor`, with 200 modules, for models that several processes share.
+    Meanwhile, torch seems to lack `torch.distributed`, as in builds without it. Otherwise
+    transformers would import `torch.distributed.tensor`, with 200 modules, for models that several
+    processes share.
 
     transformers 5.17 to 5.24 read their 2,000 model files twice, which takes a tenth of the
     import time: `transformers` passes the folder of the models to

@@ -11,7 +11,10 @@ HEAD_BYTES = 4096
 """Number of bytes that `identify` needs."""
 
 _CONVERT = "convert it to PNG or JPEG first"
-_SUPPORTED = "supported: JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC, JPEG 2000, PSD and more"
+_SUPPORTED = (
+    "supported: JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, JPEG 2000, PSD and more; "
+    "HEIC with `pip install 'idefics-cli[heif]'`"
+)
 
 
 @dataclass(frozen=True, slots=True)

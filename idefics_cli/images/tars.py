@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -241,7 +242,8 @@ def _check_plain(file: BinaryIO, path: str) -> None:
             raise ImageError(
                 f"`{describe_source(path)}` is compressed: its members cannot be read one by one",
                 kind="unsupported",
-                hint=f"unpack it with `{program}`",
+                # The program itself would refuse the extension `.tar`.
+                hint=f"`{program} <{shlex.quote(describe_source(path))} >plain.tar` unpacks it",
             )
 
 

@@ -36,6 +36,13 @@ def test_names_and_questions_fit_on_a_small_screen(tmp_path: Path) -> None:
     assert max(map(len, ran.err.splitlines())) < 80
 
 
+def test_many_names_are_one_line_on_a_terminal_and_all_names_in_a_pipe(tmp_path: Path) -> None:
+    shown = run("demo", str(tmp_path), "--count", "20", services=SERVICES, terminal=True).out
+    assert shown == f"20 pictures in `{tmp_path}`: `scene-000.png` to `scene-019.png`\n"
+    piped = run("demo", str(tmp_path), "--count", "20", services=SERVICES).out
+    assert len(piped.splitlines()) == 20
+
+
 def test_json_holds_the_truth_of_the_metadata_and_quiet_leaves_stderr_empty(tmp_path: Path) -> None:
     ran = run("demo", str(tmp_path), "--count", "2", "--json", "-q", services=SERVICES)
     assert (ran.code, ran.err) == (0, "")

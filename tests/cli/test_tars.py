@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,10 +121,29 @@ def test_a_damaged_archive_loses_none_of_its_whole_pictures() -> None:
     for line in (
         "error: `data/00001.tar` ends in the middle of a member, after 5 members",
         "error: `data/00002.tar` is compressed: its members cannot be read one by one",
-        "hint: unpack it with `gunzip`",
+        "hint: `gunzip <data/00002.tar >plain.tar` unpacks it",
         "error: `data/00003.tar` is not a tar archive (invalid header)",
     ):
         assert line in ran.err.splitlines(), ran.err
+
+
+def test_a_member_without_a_name_and_members_that_cannot_be_read_are_told() -> None:
+    make_tar("data/00000.tar", {"a.png": b"1", ".png": b"2", "sub/.JPG": b"3", "._a.png": b"4"})
+    with tarfile.open("data/00001.tar", "w") as tar:
+        for name in ("a.png", "b.png", "c.png"):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, "elsewhere"
+            tar.addfile(member)
+    ran = caption("data/00000.tar", "data/00001.tar")
+    assert listed(ran) == ["data/00000.tar/a.png"]
+    assert (
+        "note: left out `.png` in `data/00000.tar`: it has no name before the dot, by which a "
+        "sample is known (and 1 other member like it)"
+    ) in ran.err
+    assert (
+        "error: cannot read `a.png` in `data/00001.tar`: it is a link to what is not in the "
+        "archive; 2 other pictures in it cannot be read either"
+    ) in ran.err
 
 
 def test_an_archive_that_is_replaced_during_the_run_fails_by_name_and_is_redone() -> None:

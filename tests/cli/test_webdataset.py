@@ -218,7 +218,7 @@ def test_archives_that_are_there_are_replaced_only_on_request() -> None:
     Path("out/idefics-caption.journal").unlink()
     Path("out/00002.tar").unlink()
     before = Path("out/00001.tar").stat().st_mtime_ns
-    assert "`out/00000.tar` and 1 more exists already" in caption().err
+    assert "`out/00000.tar` and 1 other archive exist already" in caption().err
     skipped = caption("--existing", "skip")
     assert (skipped.code, "captioned 3 of 3" in skipped.err) == (0, True), skipped.err
     assert Path("out/00001.tar").stat().st_mtime_ns == before
@@ -236,6 +236,7 @@ def test_what_cannot_become_archives_is_refused() -> None:
         (("-o", "data"), "`data/00000.tar` would replace the archive with the pictures"),
         (("more/00000.tar",), "`data/00000.tar` and `more/00000.tar` would both be in"),
         (("a.jpg",), "webdataset writes an archive for each archive, and `a.jpg` is in none"),
+        (("-o", "new.tar"), "webdataset writes archives into a folder, and `new.tar` names an"),
         (("--existing", "append"), "`--existing append` is for files of one caption each"),
     ):
         ran = caption(*arguments)

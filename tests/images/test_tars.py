@@ -149,7 +149,8 @@ def test_what_is_no_archive_is_told(tmp_path: Path) -> None:
     packed = tmp_path / "a.tar"
     packed.write_bytes(gzip.compress(make_tar(tmp_path / "b.tar", {"a.png": PICTURE}).read_bytes()))
     error = load_error(f"{packed}/a.png")
-    assert ("is compressed" in str(error), error.hint) == (True, "unpack it with `gunzip`")
+    hint = f"`gunzip <{packed} >plain.tar` unpacks it"
+    assert ("is compressed" in str(error), error.hint) == (True, hint)
     packed.write_bytes(PICTURE)
     assert "is not a tar archive" in str(load_error(f"{packed}/a.png"))
     assert "has no member `\\nc.png`" in str(load_error(f"{tmp_path}/b.tar/\nc.png"))

@@ -143,7 +143,10 @@ def _silence() -> None:
 
     No option does this (ray 2.60, `listen_error_messages` in _private/worker.py).
     """
-    module = import_module("ray._private.worker")
+    try:
+        module = import_module("ray._private.worker")
+    except ImportError:  # another version may have no such module
+        return
     if hasattr(module, "print_to_stdstream"):
         module.print_to_stdstream = lambda *arguments, **options: None  # type: ignore[attr-defined]  # a private function
 

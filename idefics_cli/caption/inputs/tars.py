@@ -116,8 +116,15 @@ class TarLister:
         lost = [(name, reason) for name, reason in index.unreadable if self._is_for_model(name)]
         if lost:
             name, reason = lost[0]
-            more = f", and {len(lost) - 1} more pictures" if len(lost) > 1 else ""
+            more = ""
+            if len(lost) > 1:
+                more = f"; {counted(len(lost) - 1, 'other picture')} in it cannot be read either"
             self._on_problem(f"cannot read `{abbreviated(name)}` in `{path}`: {reason}{more}", None)
+        if unnamed := list(filter(_has_only_extension, index.members)):
+            self._notes.append(
+                f"left out `{abbreviated(unnamed[0])}` in `{path}`: it has no name before the dot, "
+                f"by which a sample is known{_and_others(len(unnamed) - 1)}"
+            )
         if index.repeated:
             self._notes.append(
                 f"{counted(index.repeated, 'name')} in `{path}` "
@@ -129,6 +136,16 @@ class TarLister:
                 f"`{path}` has no `{os.path.basename(stem)}_stats.json`: img2dataset may not be "
                 "done with it"
             )
+
+
+def _has_only_extension(name: str) -> bool:
+    """Whether a member is named like `.png`: it has the extension of a picture, and no name."""
+    base = name.rpartition("/")[2]
+    return base.rfind(".") == 0 and has_picture_name(f"a{base}")
+
+
+def _and_others(count: int) -> str:
+    return f" (and {counted(count, 'other member')} like it)" if count else ""
 
 
 def expanded(argument: str) -> Iterator[str]:

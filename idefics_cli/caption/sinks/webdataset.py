@@ -35,8 +35,10 @@ from idefics_cli.core.files import (
 )
 from idefics_cli.core.json_text import parse_json
 from idefics_cli.core.types import CaptionRecord
+from idefics_cli.core.units import counted
 from idefics_cli.images.folders import has_picture_name
 from idefics_cli.images.tars import (
+    SUFFIX,
     TarMember,
     index_tar,
     is_tar,
@@ -90,6 +92,11 @@ class WebdatasetSink(JsonlSink):
             raise UsageError("webdataset needs a folder", hint="`-f webdataset -o FOLDER`")
         if target.path.name in ("", ".."):
             raise UsageError(f"webdataset needs a folder of its own, not `{target.path}`")
+        if target.path.suffix.lower() == SUFFIX and not target.path.is_dir():
+            raise UsageError(
+                f"webdataset writes archives into a folder, and `{target.path}` names an archive",
+                hint=f"`-o {target.path.with_suffix('')}`: each archive in it has its former name",
+            )
         self._folder = target.path
         self._has_only_rows = is_unfinished(target.path.name)
         mark = target.shard.mark if target.shard else ""
@@ -125,9 +132,9 @@ class WebdatasetSink(JsonlSink):
             )
         there = [each.output for each in self._archives.values() if each.output.exists()]
         if there and existing == "error" and self._given.resume_at is None:
-            more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+            more = f" and {counted(len(there) - 1, 'other archive')} exist"
             raise UsageError(
-                f"`{there[0]}`{more} exists already",
+                f"`{there[0]}`{more if len(there) > 1 else ' exists'} already",
                 hint="`--existing skip` leaves such archives alone; `--overwrite` replaces them",
             )
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 # The command shows only the questions of these tasks, so that its output fits on a small screen.
+# More names than this would push the questions off a terminal.
+_MOST_LINES = 16
 _EXAMPLES = ("caption", "count", "color", "position", "text")
 
 
@@ -50,6 +52,9 @@ def demo(
     samples = write_samples(path, count=settings.count, seed=settings.seed or 0)
     if settings.json:
         console.json(_record(path, samples))
+    elif console.is_terminal and len(samples) > _MOST_LINES:
+        first, last = samples[0].file_name, samples[-1].file_name
+        console.line(f"{len(samples)} pictures in `{path}`: `{first}` to `{last}`")
     else:
         for sample in samples:
             console.line(str(path / sample.file_name))

@@ -6,7 +6,10 @@ from idefics_cli.core.errors import ImageError, UsageError
 from tests.support.bad_calls.call import Call
 from tests.support.bad_calls.folder import PICTURE
 
-SUPPORTED = "supported: JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC, JPEG 2000, PSD and more"
+SUPPORTED = (
+    "supported: JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, JPEG 2000, PSD and more; "
+    "HEIC with `pip install 'idefics-cli[heif]'`"
+)
 AGAIN = "copy or download it again"
 PIPE = "pipe a picture in: idefics … -i - < picture.jpg"
 
