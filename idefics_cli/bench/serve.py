@@ -29,7 +29,10 @@ from idefics_cli.core.units import counted
 from idefics_cli.models.families.spec import find_family
 
 _OURS, _PLAIN, _ENGINE = "ours", "plain", "engine"
-_LEAST_REQUESTS = 4
+_LEAST_REQUESTS, _MOST_REQUESTS = 4, 48
+ROUND_SECONDS = 2.0
+"""A round has as many requests as the slower server answers in this time. Four requests to the
+built-in model would take 0.1 s, and their rate would be chance."""
 _NEXT_QUESTION = "What else is in the images?"
 _TRANSFORMERS = "from transformers.cli.transformers import main; main()"
 
@@ -115,7 +118,7 @@ def _answers(
 ) -> Iterator[ReportRow | Skipped]:
     def ask(number: int) -> dict[str, ClientLoad]:
         # The warm-up is one answer for each client.
-        count = max(_LEAST_REQUESTS, 2 * clients) if number else clients
+        count = _count_requests(clients, warm_up) if number else clients
         requests = [
             prompts.about(
                 [stage.studio.draw(MIXED[place % len(MIXED)])],
@@ -124,8 +127,11 @@ def _answers(
             )
             for place in range(count)
         ]
-        return {side: _timed(asked[side], requests, clients) for side in _in_turns(asked, number)}
+        loads = {side: _timed(asked[side], requests, clients) for side in _in_turns(asked, number)}
+        warm_up.extend([] if number else loads.values())
+        return loads
 
+    warm_up: list[ClientLoad] = []
     name = counted(clients, "client")
     rounds = _measure(stage, name, ask)
     rates = LoadFigure(
@@ -139,6 +145,12 @@ def _answers(
     compares = "request to first text that is not empty, median of the requests of a round"
     firsts = LoadFigure(f"{name}, first text", compares, "s", _median_first)
     yield _row(stage, rounds, firsts)
+
+
+def _count_requests(clients: int, warm_up: Sequence[ClientLoad]) -> int:
+    """Return the number of requests of a round; see `ROUND_SECONDS`."""
+    fitting = int(ROUND_SECONDS * min(load.rate for load in warm_up))
+    return max(_LEAST_REQUESTS, 2 * clients, min(fitting, _MOST_REQUESTS))
 
 
 def _overhead(rounds: _Rounds) -> str:

@@ -88,10 +88,13 @@ def make_engine(spec: LoadSpec) -> Engine:
 
 
 def measured(
-    servers: FakeServers, spec: LoadSpec = CHATS, batch_sizes: tuple[int, ...] = (1,)
+    servers: FakeServers,
+    spec: LoadSpec = CHATS,
+    batch_sizes: tuple[int, ...] = (1,),
+    rounds: int = 2,
 ) -> Report:
     stand, report = Stand(spec=spec, make_engine=make_engine, open_server=servers.open), Report()
-    choice = replace(QUICK, pace=Pace(2, 1e9), batch_sizes=batch_sizes)
+    choice = replace(QUICK, pace=Pace(rounds, 1e9), batch_sizes=batch_sizes)
     run(["serve"], stand.world, choice, report)
     return report
 
@@ -100,6 +103,7 @@ def measured(
 def all_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """FastAPI is not among the packages of the tests."""
     monkeypatch.setattr(serve, "check_packages", lambda: None)
+    monkeypatch.setattr(serve, "ROUND_SECONDS", 0.0)
 
 
 def test_both_servers_get_the_same_requests_in_turns_and_no_picture_twice() -> None:
@@ -132,6 +136,14 @@ def test_both_servers_get_the_same_requests_in_turns_and_no_picture_twice() -> N
     assert [part["type"] for part in messages[0]["content"]] == ["image_url", "image_url", "text"]
     assert messages[1]["content"] == [{"type": "text", "text": "A red circle."}]
     assert (turn["stream"], turn["temperature"], turn["max_tokens"]) == (True, 0, 4)
+
+
+def test_a_round_of_fast_answers_is_long_enough_to_be_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serve, "ROUND_SECONDS", 1e9)
+    servers = FakeServers(dict.fromkeys(("ours", "plain"), chunks(*WORDS)))
+    assert measured(servers, rounds=1).rows[0].agreement.text == "49 of 49 answers equal"
 
 
 def test_both_servers_load_the_model_in_the_same_way() -> None:
