@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import typer
 
 from idefics_cli.cli.choices import CHOICES
+from idefics_cli.cli.log import log_to
 from idefics_cli.cli.services import Services
 from idefics_cli.config.resolve import Resolved, resolve
 from idefics_cli.config.settings import Settings, setting_table
@@ -66,6 +67,7 @@ def begin_command(context: typer.Context) -> Invocation:
         accessible=resolved.settings.accessible,
     )
     context.meta[CONSOLE] = console
+    log_to(console)
     for line in resolved.warnings:
         console.warn(line)
     # Without this variable, torch has no fused attention on many consumer GPUs of AMD, and the
