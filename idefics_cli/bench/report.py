@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from idefics_cli.bench.agreement import Agreement
-from idefics_cli.bench.measure import FOREIGN_LIMIT, REFERENCE_LIMIT, Series
+from idefics_cli.bench.measure import REFERENCE_LIMIT, Series
+from idefics_cli.hardware.load import FOREIGN_LIMIT
 
 VERSION = 1
 

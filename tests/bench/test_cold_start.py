@@ -19,12 +19,13 @@ from idefics_cli.bench.cold_start.processes import (
     Side,
     python_command,
 )
-from idefics_cli.bench.measure import Pace, SystemLoad
+from idefics_cli.bench.measure import Pace
 from idefics_cli.bench.pictures import draw
 from idefics_cli.bench.report import Report
 from idefics_cli.bench.run import run
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import LoadSpec
+from idefics_cli.hardware.load import SystemLoad
 from tests.support.bench import QUICK, SPEC, FakeProcesses, Stand
 from tests.support.fakes import FakeClock
 

@@ -15,9 +15,9 @@ from idefics_cli.bench.measure import (
     Pace,
     PairedRounds,
     Series,
-    SystemLoad,
     measure_in_turns,
 )
+from idefics_cli.hardware.load import SystemLoad
 from tests.support.bench import FakeContender, FakeLoad, ask
 from tests.support.fakes import FakeClock
 

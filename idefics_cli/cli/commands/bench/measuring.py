@@ -71,13 +71,14 @@ def _choices(invocation: Invocation, asked: Asked, plan: Plan) -> Choices:
 def _world(invocation: Invocation, plan: BenchPlan, progress: BenchProgress) -> World:
     from idefics_cli.bench.bandwidth import reference
     from idefics_cli.bench.cold_start.processes import FreshProcesses
-    from idefics_cli.bench.measure import Instruments, SystemLoad
+    from idefics_cli.bench.measure import Instruments
     from idefics_cli.bench.plain import Plain
     from idefics_cli.bench.serving.processes import open_server
     from idefics_cli.bench.stage import World
     from idefics_cli.bench.tuning.process import open_trainer
     from idefics_cli.cli.commands.bench.captions import caption_all, draw_scenes
     from idefics_cli.cli.commands.bench.scaling import measure_bytes, run_workers
+    from idefics_cli.hardware.load import SystemLoad
 
     clock = time.perf_counter
     services, spec = invocation.services, plan.plan.spec
