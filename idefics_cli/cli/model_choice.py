@@ -153,6 +153,7 @@ def plan_for(
     with invocation.console.status("starting"):
         machine = machine or services.probe()
         verdicts = known_verdicts(invocation, machine, facts)
+        machine = verdicts.with_speeds(machine)
         plan = make_plan(facts, choices, machine, faults=verdicts.faults)
     folder = str(quantized_folder(services.environ))
     return replace(plan, spec=replace(plan.spec, quantized_folder=folder))
@@ -186,6 +187,7 @@ def plan_here(services: Services, facts: ModelFacts, choices: PlanChoices) -> Pl
 
     machine = services.probe()
     verdicts = _verdicts(services, choices.device, machine, facts)
+    machine = verdicts.with_speeds(machine)
     plan = make_plan(facts, choices, machine, faults=verdicts.faults)
     folder = str(quantized_folder(services.environ))
     return replace(plan, spec=replace(plan.spec, quantized_folder=folder))

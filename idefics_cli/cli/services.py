@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from idefics_cli.models.hub.facts import ModelFacts
     from idefics_cli.models.planning.plan import Machine
     from idefics_cli.models.planning.verdicts import Verdicts
+    from idefics_cli.selfcheck.speeds import SpeedCheck
 
 
 class FindFacts(Protocol):
@@ -59,6 +60,17 @@ def _probe_gpus(folder: Path, verdicts: Verdicts, machine: Machine, shape: Shape
     return probe_new_gpus(folder, verdicts, machine, shape, is_here=is_here)
 
 
+def _check_speeds(machine: Machine, broken: Collection[str]) -> SpeedCheck:
+    from idefics_cli.config.settings import DEFAULT_MODEL
+    from idefics_cli.hardware.load import SystemLoad
+    from idefics_cli.models.hub.facts import registry_facts
+    from idefics_cli.selfcheck.speeds import check_speeds
+
+    facts = next(each for each in registry_facts() if each.name == DEFAULT_MODEL)
+    clock = time.perf_counter
+    return check_speeds(machine, facts, clock=clock, load=SystemLoad(), broken=broken)
+
+
 def _find_facts(name: str, *, revision: str | None, offline: bool) -> ModelFacts:
     from idefics_cli.models.hub.facts import find_facts
 
@@ -91,6 +103,8 @@ class Services:
         probe_gpus: Checks the attention of GPUs without a verdict, and returns all verdicts. Its
             arguments are the folder of the verdicts, those in it, the machine, and the shape of
             the model.
+        check_speeds: Measures the formats of weights on the CPU. Its arguments are the machine, and
+            the kernels that are left out.
         find_facts: Looks up a model.
         open_cluster: Connects to the Ray cluster at an address.
         clock: Returns seconds, for durations.
@@ -103,6 +117,7 @@ class Services:
     broken_packages: Callable[[], Mapping[str, str]] = _broken_packages
     failing_kernels: Callable[[LoadSpec], Collection[str]] = _failing_kernels
     probe_gpus: Callable[[Path, Verdicts, Machine, Shape], Verdicts] = _probe_gpus
+    check_speeds: Callable[[Machine, Collection[str]], SpeedCheck] = _check_speeds
     find_facts: FindFacts = _find_facts
     open_cluster: Callable[[str], Cluster] = _open_cluster
     clock: Callable[[], float] = time.perf_counter

@@ -100,6 +100,8 @@ class Machine:
         notes: Problems that were found, in words for a user.
         cache: Folder of the Hugging Face cache.
         cache_free_bytes: Free space on the disk of the cache; None if unknown.
+        measured_speeds: For each format of weights that a check measured on the CPU, the speeds of
+            decoding and of prompts, relative to float32; empty without a check.
     """
 
     gpus: tuple[Gpu, ...] = ()
@@ -121,6 +123,7 @@ class Machine:
     notes: tuple[str, ...] = ()
     cache: Path = Path()
     cache_free_bytes: int | None = None
+    measured_speeds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def cpu_bf16(self) -> bool:

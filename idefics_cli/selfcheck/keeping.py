@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +19,12 @@ IsHere = Callable[[str], bool]
 
 
 def keep_results(
-    folder: Path, results: Sequence[CheckResult], machine: Machine, *, is_whole: bool = True
+    folder: Path,
+    results: Sequence[CheckResult],
+    machine: Machine,
+    *,
+    is_whole: bool = True,
+    speeds: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
     """Keep a verdict for every device of *results*, in place of the earlier one.
 
@@ -28,6 +33,7 @@ def keep_results(
         results: Results of a check.
         machine: This machine.
         is_whole: Whether all ways were checked; False if only attention was.
+        speeds: As `Machine.measured_speeds`; None keeps those of the earlier verdict.
 
     Raises:
         OSError: If a file cannot be written.
@@ -56,7 +62,10 @@ def keep_results(
             )
             heads += former[device].heads
         whole = is_whole or (device in former and former[device].is_whole)
-        verdict = Verdict(device, made, whole, tuple(dict.fromkeys(heads)), faults)
+        fast = former[device].speeds if device in former else {}
+        if device == "cpu" and speeds is not None:
+            fast = speeds
+        verdict = Verdict(device, made, whole, tuple(dict.fromkeys(heads)), faults, fast)
         write_verdict(folder, verdict, machine)
 
 

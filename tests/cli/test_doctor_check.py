@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,34 @@ from idefics_cli.cli.commands.doctor import check as check_module
 from idefics_cli.cli.commands.doctor.check import draw_pictures
 from idefics_cli.cli.services import Services
 from idefics_cli.models.kernels.rms_norm import CpuRMSNorm
-from idefics_cli.models.planning.verdicts import NO_VERDICTS, Fault, Verdict, Verdicts
+from idefics_cli.models.planning.speeds import SPEEDS, Speed
+from idefics_cli.models.planning.verdicts import (
+    NO_VERDICTS,
+    Fault,
+    Verdict,
+    Verdicts,
+    write_verdict,
+)
 from idefics_cli.selfcheck import run as run_module
 from idefics_cli.selfcheck import ways as ways_module
+from idefics_cli.selfcheck.speeds import SpeedCheck
 from tests.support import machines
 from tests.support.commands import Ran, run
 from tests.support.fakes import FakeEngine
 
 # The fewest pictures for which rows come and go in four slots.
 FEW = 5
+SPEEDS_HERE = SpeedCheck(
+    SPEEDS[0], 2, {name: Speed(1.0, 1.0) for name in ("float32", "bfloat16", "8bit", "int4")}
+)
 
 
-def check(cache: Path, *arguments: str, **more: Any) -> Ran:
+def check(
+    cache: Path, *arguments: str, speeds: SpeedCheck | None = SPEEDS_HERE, **more: Any
+) -> Ran:
     services = Services(environ={"XDG_CACHE_HOME": str(cache)})
+    if speeds is not None:
+        services = replace(services, check_speeds=lambda machine, broken: speeds)
     return run("doctor", "-m", "demo", *arguments, services=services, **more)
 
 
@@ -65,9 +81,9 @@ def broken_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     "few_pictures", [FEW, pytest.param(12, marks=pytest.mark.slow)], indirect=True
 )
 def test_every_way_of_this_computer_is_sound(tmp_path: Path, few_pictures: int) -> None:
-    ran = check(tmp_path, "--check", "--json")
+    ran = check(tmp_path, "--check", "--json", speeds=None)
     assert (ran.code, ran.err) == (0, "")
-    record = ran.record
+    record, speeds = ran.record, ran.record["speeds"]
     wrong = [row for row in record["ways"] + record["attention"] if row["status"] == "wrong"]
     assert wrong == []
     assert record["sound"] is True
@@ -79,8 +95,16 @@ def test_every_way_of_this_computer_is_sound(tmp_path: Path, few_pictures: int) 
         assert manners["one by one"] == (few_pictures, few_pictures)
         assert manners["chat"] == (9, 9)
     assert record["verdict"].startswith("sound: ")
+    assert {"float32", "bfloat16", "8bit", "int4"} <= speeds["measured"].keys()
+    assert all(pair["decode"] > 0 and pair["prompt"] > 0 for pair in speeds["measured"].values())
+    assert len(speeds["claims"]) == 2 * (len(speeds["measured"]) - 1)
     (kept,) = check(tmp_path, "--json").record["checks"]
     assert (kept["device"], kept["is_whole"], kept["faults"]) == ("cpu", True, [])
+    assert kept["speeds"] == (
+        {}
+        if speeds["disturbance"]
+        else {name: [s["decode"], s["prompt"]] for name, s in speeds["measured"].items()}
+    )
     shown = check(tmp_path).out
     assert f"  cpu  {kept['made']} UTC, every way  nothing wrong" in shown.splitlines()
 
@@ -117,6 +141,12 @@ def test_a_person_reads_a_table_on_a_terminal_and_lines_in_a_pipe(tmp_path: Path
     piped = check(tmp_path, "--check")
     assert piped.code == 0
     head, *rows = piped.out.splitlines()
+    title = rows.index("speeds on 2 threads of the processor; table: measured on AMD Zen 5")
+    told = rows[title + 1 : -2]
+    assert told[0] == "  bf16 decodes 1.0x as fast as float32 here (the table says 2.8x): off"
+    assert told[2] == "  8 bit decodes 1.0x as fast as bf16 here (the table says 1.3x)"
+    assert len(told) == len(SPEEDS_HERE.claims) == 6
+    assert check(tmp_path, "--json").record["checks"][0]["speeds"]["int4"] == [1.0, 1.0]
     assert head.split() == ["way", "right", "time", "or", "error", "result"]
     assert rows[0].split()[:4] == ["attention", "cpu", "float32", "cpu_sdpa"]
     assert rows[-2] == f"plans read the verdict in {tmp_path / 'idefics' / 'checks'}"
@@ -125,6 +155,24 @@ def test_a_person_reads_a_table_on_a_terminal_and_lines_in_a_pipe(tmp_path: Path
     shown = check(tmp_path, "--check", terminal=True)
     assert "\x1b[" in shown.err  # progress, which is erased
     assert shown.out.splitlines()[-1].startswith("sound: 3 ways right")
+
+
+def test_plans_take_the_format_that_a_check_measured_as_faster(tmp_path: Path) -> None:
+    versions = {**machines.VERSIONS, "llvmlite": "0.50.0"}
+    machine = machines.cpu(24, "fma", "avx512f", "avx512_bf16", versions=versions)
+    services = Services(environ={"XDG_CACHE_HOME": str(tmp_path)}, probe=lambda: machine)
+
+    def planned() -> str:
+        ran = run(
+            "doctor", "-m", "smolvlm-500m", "--quantization=4bit", "--json", services=services
+        )
+        return str(ran.record["plan"]["format_4bit"])
+
+    assert planned() == "int4"
+    speeds = {"int4": (2.0, 2.0), "nf4": (3.0, 3.0)}
+    folder = tmp_path / "idefics" / "checks"
+    write_verdict(folder, Verdict("cpu", "2026-11-29 01:30", True, speeds=speeds), machine)
+    assert planned() == "nf4"
 
 
 @pytest.mark.usefixtures("one_way")
@@ -160,8 +208,6 @@ def test_a_damaged_verdict_is_a_warning_and_no_error(tmp_path: Path) -> None:
     services = Services(
         environ={"XDG_CACHE_HOME": str(tmp_path)}, probe=lambda: machines.gpus(machines.RTX_4090)
     )
-    from idefics_cli.models.planning.verdicts import write_verdict
-
     folder = tmp_path / "idefics" / "checks"
     write_verdict(folder, Verdict("cuda:0", "", True), services.probe())
     (path,) = folder.iterdir()

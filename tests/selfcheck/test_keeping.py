@@ -124,6 +124,20 @@ def kept_heads(folder: Path, results: Sequence[ProbeRow], *, is_whole: bool) -> 
     return [fault.heads for fault in read_verdicts(folder, MACHINE).faults]
 
 
+def kept_speeds(folder: Path, speeds: dict[str, tuple[float, float]] | None) -> Any:
+    rows = [replace(row("9x3x64", 0), device="cpu")]
+    keep_results(folder, rows, MACHINE, speeds=speeds)
+    return read_verdicts(folder, MACHINE).with_speeds(MACHINE).measured_speeds
+
+
+def test_speeds_are_kept_until_others_are_measured(tmp_path: Path) -> None:
+    assert kept_speeds(tmp_path, None) == {}
+    assert kept_speeds(tmp_path, {"int4": (7.0, 4.5)}) == {"int4": (7.0, 4.5)}
+    # A later check was disturbed.
+    assert kept_speeds(tmp_path, None) == {"int4": (7.0, 4.5)}
+    assert kept_speeds(tmp_path, {"int4": (6.0, 4.0)}) == {"int4": (6.0, 4.0)}
+
+
 def test_a_later_check_replaces_what_it_covers_and_keeps_the_rest(tmp_path: Path) -> None:
     assert kept_heads(tmp_path, [row("a", 0.5)], is_whole=False) == ["a"]
     assert kept_heads(tmp_path, [row("b", 0.5)], is_whole=True) == ["b", "a"]

@@ -65,7 +65,7 @@ def test_the_last_line_agrees_with_the_exit_code(
 ) -> None:
     assert is_sound(results) is sound
     assert verdict_line(results) == line
-    record = check_record(results, "kept")
+    record = check_record(results, "kept", None)
     assert (record["sound"], record["verdict"], record["note"]) == (sound, line, "kept")
 
 

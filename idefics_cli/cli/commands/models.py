@@ -200,8 +200,9 @@ def _quantize(invocation: Invocation, facts: ModelFacts) -> None:
     )
     with invocation.console.status("starting"):
         machine = invocation.services.probe()
-        faults = read_verdicts(verdict_folder(invocation.services.environ), machine).faults
-        plan = make_plan(facts, choices, machine, faults=faults)
+        verdicts = read_verdicts(verdict_folder(invocation.services.environ), machine)
+        machine = verdicts.with_speeds(machine)
+        plan = make_plan(facts, choices, machine, faults=verdicts.faults)
     with invocation.console.status(f"quantizing {facts.name}") as progress:
         spec = replace(plan.spec, quantized_folder=str(root))
         folder = keep_quantized(spec, report=progress)
@@ -225,12 +226,13 @@ def _row(invocation: Invocation, spec: ModelSpec, machine: Machine) -> _Row:
     from idefics_cli.models.planning.verdicts import read_verdicts
 
     facts = invocation.services.find_facts(spec.name, revision=None, offline=True)
-    faults = read_verdicts(verdict_folder(invocation.services.environ), machine).faults
+    verdicts = read_verdicts(verdict_folder(invocation.services.environ), machine)
+    machine = verdicts.with_speeds(machine)
     entries = list_stored(quantized_folder(invocation.services.environ))
     kept = [entry.size_bytes for entry in entries if entry.repo == facts.repo]
     size = 0 if facts.folder is None else size_on_disk(facts.folder)
     try:
-        plan = make_plan(facts, PlanChoices(), machine, faults=faults)
+        plan = make_plan(facts, PlanChoices(), machine, faults=verdicts.faults)
         return _Row(spec, facts, size, sum(kept), plan, None)
     except PlanError as error:
         return _Row(spec, facts, size, sum(kept), None, error)

@@ -3,9 +3,8 @@
 If a model does not fit, the following ways give up something, the least important first. On GPUs:
 use several instead of one, then quantize the weights, then do without tiles. The CPU with 4 bits
 comes next, then a GPU with a part of the weights in RAM: they cross the bus for every token, which
-takes longer than the CPU takes for 4 bits. The other ways of the CPU come last. It quantizes before
-it does without tiles, but only if bitsandbytes has fast kernels for it; otherwise it first does
-without tiles, then quantizes to 8 bits, and then to 4.
+takes longer than the CPU takes for 4 bits. The other ways of the CPU come last. It quantizes to 8
+bits, then to 4, before it does without tiles. `speeds.py` has the rules for formats of weights.
 """
 
 from __future__ import annotations
@@ -22,10 +21,14 @@ from idefics_cli.core.types import (
 )
 from idefics_cli.hardware.machine import Gpu, Machine
 from idefics_cli.models.hub.facts import ModelFacts
-from idefics_cli.models.planning.quantization import choose_4bit, has_packed_nf4
+from idefics_cli.models.planning.quantization import choose_4bit
+from idefics_cli.models.planning.speeds import cpu_dtypes
 
 # Models with fewer parameters are fast in any dtype, so they get the most exact one.
 SMALL_PARAMETERS = 100_000_000
+_ON_CPU: tuple[Quantization, ...] = ("none", "8bit", "4bit")
+# LLM.int8() is slower than nf4 on a GPU, so 8bit is missing.
+_ON_GPU: tuple[Quantization, ...] = ("none", "4bit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ def list_placements(
             yield from _with_offload(gpus, mixes)
     if device == "mps" or (device == "auto" and machine.mps_bytes is not None and not gpus):
         dtypes: tuple[DtypeName, ...] = ("bfloat16",) if machine.mps_bf16 else ("float16",)
-        for quantization, splitting in mixes.fast():
+        for quantization, splitting in mixes.kinds(*_ON_GPU):
             for dtype in mixes.dtypes(dtypes):
                 yield Placement("mps", (), dtype, quantization, splitting)
     if device in ("auto", "cpu"):
@@ -132,14 +135,13 @@ class _Mixes:
     facts: ModelFacts
     choices: PlanChoices
 
-    def quantizations(self) -> tuple[Quantization, ...]:
+    def quantizations(self, *automatic: Quantization) -> tuple[Quantization, ...]:
+        """Return the quantizations to try; *automatic* if the user left the choice to the plan."""
         chosen = self.choices.quantization
         if self.facts.stored is not None:
             return (self.facts.stored,)
         if chosen in (None, "auto"):
-            # 8bit is missing because it is slower than 4bit on a device with kernels for 4bit. For
-            # other devices, `slow` adds it.
-            return ("none", "4bit")
+            return automatic
         return (chosen,)  # type: ignore[return-value] # `make_plan` checked it
 
     def splittings(self) -> tuple[bool, ...]:
@@ -147,20 +149,10 @@ class _Mixes:
             return (self.choices.splitting and self.facts.splitting is not None,)
         return (True, False) if self.facts.splitting else (False,)
 
-    def fast(self) -> Iterator[tuple[Quantization, bool]]:
-        """Yield combinations of quantization and splitting for a device that is fast with 4bit."""
+    def kinds(self, *automatic: Quantization) -> Iterator[tuple[Quantization, bool]]:
+        """Yield combinations of quantization and splitting; see `quantizations`."""
         for splitting in self.splittings():
-            for quantization in self.quantizations():
-                yield quantization, splitting
-
-    def slow(self) -> Iterator[tuple[Quantization, bool]]:
-        """Yield the same combinations for a CPU that is slow with 4bit, and add those with 8bit.
-
-        On such a CPU, 8bit is nearly as fast as 4bit and gives better answers.
-        """
-        is_open = self.quantizations() == ("none", "4bit")
-        for quantization in ("none", "8bit", "4bit") if is_open else self.quantizations():
-            for splitting in self.splittings():
+            for quantization in self.quantizations(*automatic):
                 yield quantization, splitting
 
     def dtypes(self, native: tuple[DtypeName, ...]) -> tuple[DtypeName, ...]:
@@ -175,14 +167,14 @@ class _Mixes:
 def _on_gpus(gpus: tuple[Gpu, ...], mixes: _Mixes) -> Iterator[Placement]:
     best = max(gpus, key=lambda gpu: gpu.free_bytes)
     groups = [(best,)] if len(gpus) == 1 else [(best,), gpus]
-    for quantization, splitting in mixes.fast():
+    for quantization, splitting in mixes.kinds(*_ON_GPU):
         for group in groups:
             for dtype in mixes.dtypes(_gpu_dtypes(group)):
                 yield Placement(group[0].device, group, dtype, quantization, splitting)
 
 
 def _with_offload(gpus: tuple[Gpu, ...], mixes: _Mixes) -> Iterator[Placement]:
-    if "none" not in mixes.quantizations():
+    if "none" not in mixes.quantizations("none"):
         return  # bitsandbytes cannot keep weights in RAM
     for splitting in mixes.splittings():
         for dtype in mixes.dtypes(_gpu_dtypes(gpus)):
@@ -190,12 +182,10 @@ def _with_offload(gpus: tuple[Gpu, ...], mixes: _Mixes) -> Iterator[Placement]:
 
 
 def _on_cpu(machine: Machine, mixes: _Mixes) -> Iterator[Placement]:
-    # Without bfloat16 instructions, float32 comes first, because bfloat16 only saves memory.
-    # Measured with AVX512: float32 is 5 times as fast for a prompt, and equally fast for a reply.
-    native: tuple[DtypeName, ...] = ("bfloat16",) if machine.cpu_bf16 else ("float32", "bfloat16")
+    native = cpu_dtypes(machine)
     is_stored = mixes.facts.stored is not None
     formats = ("nf4",) if is_stored else choose_4bit(machine, mixes.facts.shape)
-    for quantization, splitting in mixes.fast() if has_packed_nf4(machine) else mixes.slow():
+    for quantization, splitting in mixes.kinds(*_ON_CPU):
         for format_4bit in formats if quantization == "4bit" else formats[:1]:
             for dtype in mixes.dtypes(native):
                 yield Placement("cpu", (), dtype, quantization, splitting, format_4bit=format_4bit)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from idefics_cli.core.types import Format4bit, Quantization
+from idefics_cli.core.units import format_duration
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import Shape
-from idefics_cli.models.kernels.table import compiler_problem
+from idefics_cli.models.planning.speeds import MARGIN, order_by_speed, speeds_of
 
 # bitsandbytes' packed CPU kernel reads blocks of this many rows of the weight matrix (bitsandbytes
 # 0.50, functional.py `_convert_weight_packed_for_cpu`).
@@ -131,18 +132,15 @@ def has_packed_nf4(machine: Machine) -> bool:
 def choose_4bit(machine: Machine, shape: Shape) -> tuple[Format4bit, ...]:
     """Return the formats for `4bit` on the CPU of *machine*, the best first.
 
-    This is for checkpoints that are not quantized yet. Where bitsandbytes has no fast kernels for
-    nf4, nf4 takes 40 times as long as int4. Where it has them, the compiler decides:
-
-    - With compiled kernels, int4 decodes 1.3 to 1.9 times as fast as nf4 and loads in half the time
-      (AMD Zen 5, torch 2.13). nf4 comes second, because it takes 0.11 bytes per weight less and
-      may fit where int4 does not.
-    - Without compiled kernels, nf4 is as fast as int4 for one row and twice as fast for many.
+    This is for checkpoints that are not quantized yet. The table of speeds decides. The slower one
+    comes second: nf4 takes 0.11 bytes per weight less than int4 and may fit where int4 does not.
+    Where bitsandbytes has no fast kernels for nf4, nf4 is no choice.
     """
     installed = all(machine.has(package) for package in ("bitsandbytes", "accelerate"))
     if not (has_packed_nf4(machine) and installed and _packs(shape)):
         return ("int4",)
-    return ("int4", "nf4") if compiler_problem(machine) is None else ("nf4",)
+    formats: tuple[Format4bit, ...] = ("int4", "nf4")
+    return order_by_speed(formats, machine)
 
 
 def bytes_per_weight(quantization: Quantization, format_4bit: Format4bit) -> float | None:
@@ -153,23 +151,46 @@ def bytes_per_weight(quantization: Quantization, format_4bit: Format4bit) -> flo
 
 
 def find_slowness(
-    quantization: Quantization, *, device: str, machine: Machine, format_4bit: Format4bit
+    quantization: Quantization,
+    *,
+    device: str,
+    machine: Machine,
+    shape: Shape,
+    format_4bit: Format4bit,
 ) -> str | None:
     """Return a warning if *quantization* is slow on *device*, or None."""
     if device != "cpu" or quantization == "none":
         return None
+    speeds = speeds_of(machine)
     if quantization == "8bit":
-        # For one row, 8 bits take 0.5 of the time of bfloat16, and 4 bits take 0.3. So 4 bits are
-        # advised where they have a fast kernel.
+        best = choose_4bit(machine, shape)[0]
+        gain = speeds[best].decode / speeds["8bit"].decode
+        if gain < MARGIN:
+            return None
         return (
-            "`--quantization 4bit` is faster on this processor" if has_packed_nf4(machine) else None
+            f"`--quantization 4bit` is faster on this processor: replies come {gain:.1f} times as "
+            "fast, and are less exact"
         )
     if format_4bit == "nf4" and not has_packed_nf4(machine):
+        loss = speeds["int4"].decode / speeds["nf4"].decode
+        if loss < MARGIN:
+            return None
         return (
-            "nf4 is slow on this processor, which lacks AVX512_BF16: each word takes 15 to 35 "
-            "times as long; the plain checkpoint with `--quantization 4bit` is fast on it"
+            "nf4 is slow on this processor, which lacks AVX512_BF16: the plain checkpoint with "
+            f"`--quantization 4bit` decodes {loss:.1f} times as fast"
         )
     return None
+
+
+def find_wait(quantization: Quantization, parameters: int, device: str) -> str | None:
+    """Return a warning if the first start with *quantization* takes long on *device*, or None."""
+    # Quantizing 1e9 weights took 13 s, to nf4 on 4 cores and to int4 on one core. The note
+    # estimates the time from this.
+    seconds = parameters * 13 / 1e9
+    if device != "cpu" or quantization == "none" or seconds <= 20:
+        return None
+    about = format_duration(seconds)
+    return f"quantizing takes about {about} the first time; later starts read the result"
 
 
 def is_own(quantization: Quantization, device: str, *, format_4bit: Format4bit) -> bool:

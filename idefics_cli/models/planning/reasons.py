@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from idefics_cli.core.paths import display_path
 from idefics_cli.core.types import LoadSpec
-from idefics_cli.core.units import GIB, counted, format_duration, format_size
+from idefics_cli.core.units import GIB, counted, format_size
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.hub.facts import ModelFacts
@@ -16,6 +16,7 @@ from idefics_cli.models.planning.faults import as_warning
 from idefics_cli.models.planning.needs import Need, describe_fit, describe_shortage
 from idefics_cli.models.planning.placement import Placement, PlanChoices, is_small
 from idefics_cli.models.planning.quantization import Problem
+from idefics_cli.models.planning.speeds import cpu_dtypes, describe_bfloat16, find_check_note
 from idefics_cli.models.planning.trained import (
     adapter_place,
     other_base,
@@ -121,11 +122,12 @@ def list_warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
             option.quantization,
             device=option.device,
             machine=context.machine,
+            shape=facts.shape,
             format_4bit=option.format_4bit,
         ),
         attention.find_caution(spec.attention, facts.family),
         attention.find_slowness(spec.attention),
-        _large_quantized(context),
+        _wait(context),
         _missed_gpu(context),
         _unsplit(context),
         _missing_files(context),
@@ -196,22 +198,26 @@ def _dtype(context: Context, spec: LoadSpec) -> str:
         return f"{why}; the connector needs float32" if spec.float32_modules else why
     if option.device == "mps":
         return "what this macOS and torch support"
+    if note := find_check_note(option.dtype, machine):
+        return note
     if option.dtype == "float32":
-        return "the processor has no native bfloat16, so float32 is faster"
-    if machine.cpu_bf16:
+        return f"the most exact; in bfloat16, {describe_bfloat16(machine)}"
+    if cpu_dtypes(machine)[0] == "bfloat16":
         return "native on this processor, half the memory of float32"
-    return f"float32 would be faster, but {context.too_large('dtype')}"
+    return f"float32 would be more exact, but {context.too_large('dtype')}"
 
 
 def _quantization(context: Context) -> str:
     option = context.option
     if context.facts.stored is not None:
         return "the weights are stored this way"
-    if context.asked("quantization"):
-        return _ASKED
-    if option.quantization == "none":
+    is_asked = context.asked("quantization")
+    if option.quantization == "none" and not is_asked:
         return f"fits: {describe_fit(context.needs)}"
-    return f"not quantized, it {context.too_large('quantization')}"
+    why = _ASKED if is_asked else f"with more bits, it {context.too_large('quantization')}"
+    is_4bit = option.device == "cpu" and option.quantization == "4bit"
+    note = find_check_note(option.format_4bit, context.machine) if is_4bit else None
+    return f"{why}; {note}" if note else why
 
 
 def _attention(context: Context, spec: LoadSpec) -> str:
@@ -329,10 +335,7 @@ def _emulated_bfloat16(context: Context) -> str | None:
     if option.dtype != "bfloat16":
         return None
     if option.device == "cpu" and not machine.cpu_bf16:
-        return (
-            "this processor lacks bfloat16: prompts take 1.4 times as long as in float32, words "
-            "half as long"
-        )
+        return f"this processor lacks bfloat16: {describe_bfloat16(machine)}"
     if not all(gpu.has_native_bf16 for gpu in option.gpus):
         return (
             "this GPU emulates bfloat16, which is slow and keeps all attention scores in memory; "
@@ -354,17 +357,11 @@ def _missed_gpu(context: Context) -> str | None:
     return f"the GPU is not used: {_device(context)}"
 
 
-def _large_quantized(context: Context) -> str | None:
-    # Quantizing 1e9 weights took 13 s, to nf4 on 4 cores and to int4 on one core. The note
-    # estimates the time from this.
+def _wait(context: Context) -> str | None:
     option, facts = context.option, context.facts
-    if option.device != "cpu" or option.quantization == "none" or facts.stored is not None:
+    if facts.stored is not None:
         return None
-    seconds = facts.parameters * 13 / 1e9
-    if seconds <= 20:
-        return None
-    about = format_duration(seconds)
-    return f"quantizing takes about {about} the first time; later starts read the result"
+    return quantization.find_wait(option.quantization, facts.parameters, option.device)
 
 
 def _unsplit(context: Context) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from idefics_cli.core.files import read_regular_file, write_whole
@@ -19,6 +19,7 @@ from idefics_cli.hardware.machine import Machine
 
 _FORMAT = 1
 _LIMIT_BYTES = 2**20
+_MOST_SPEED = 1000
 _PACKAGES = ("idefics-cli", "torch", "transformers", "bitsandbytes", "llvmlite")
 
 
@@ -70,6 +71,7 @@ class Verdict:
         is_whole: Whether all ways were checked; False if only attention was.
         heads: "HEADSxKV_HEADSxWIDTH" of the text models whose attention was checked.
         faults: What was wrong.
+        speeds: As `Machine.measured_speeds`; empty if nothing was measured.
     """
 
     device: str
@@ -77,6 +79,7 @@ class Verdict:
     is_whole: bool
     heads: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
+    speeds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,11 @@ class Verdicts:
     def faults(self) -> tuple[Fault, ...]:
         """The faults of all devices."""
         return tuple(fault for verdict in self.by_device.values() for fault in verdict.faults)
+
+    def with_speeds(self, machine: Machine) -> Machine:
+        """Return *machine* with the speeds that its check measured, if there was one."""
+        verdict = self.by_device.get("cpu")
+        return machine if verdict is None else replace(machine, measured_speeds=verdict.speeds)
 
 
 NO_VERDICTS = Verdicts({})
@@ -184,7 +192,23 @@ def _parsed(content: bytes, key: Mapping[str, str]) -> Verdict:
         raise ValueError("it is damaged")
     if not isinstance(faults, list) or not isinstance(made, str) or not isinstance(is_whole, bool):
         raise ValueError("it is damaged")
-    return Verdict(key["device"], made, is_whole, tuple(heads), _faults(faults, key["device"]))
+    device = key["device"]
+    # An earlier version of this tool kept no speeds.
+    speeds = _speeds(record.get("speeds", {}))
+    return Verdict(device, made, is_whole, tuple(heads), _faults(faults, device), speeds)
+
+
+def _speeds(record: object) -> dict[str, tuple[float, float]]:
+    if not isinstance(record, dict):
+        raise ValueError("it is damaged")
+    found = {}
+    for name, pair in record.items():
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError("it is damaged")
+        if not all(type(speed) is float and 0 < speed < _MOST_SPEED for speed in pair):
+            raise ValueError("it is damaged")
+        found[str(name)] = (pair[0], pair[1])
+    return found
 
 
 def _faults(records: Sequence[object], device: str) -> tuple[Fault, ...]:

@@ -8,6 +8,7 @@ from idefics_cli.core.text import one_line
 from idefics_cli.core.units import counted
 from idefics_cli.models.planning.verdicts import Verdict
 from idefics_cli.selfcheck.results import CheckResult, ProbeRow, WayResult, has_reference, is_sound
+from idefics_cli.selfcheck.speeds import SpeedCheck
 from idefics_cli.ui.terminal.console import Console, write
 from idefics_cli.ui.views.plan import align_columns
 
@@ -47,17 +48,26 @@ class CheckProgress:
             write(self._console.err, _ERASE)
 
 
-def show_check(console: Console, results: Sequence[CheckResult], note: str) -> None:
-    """Write *results*, *note* and the verdict to stdout: a table on a terminal, else lines."""
+def show_check(
+    console: Console, results: Sequence[CheckResult], note: str, speeds: SpeedCheck | None
+) -> None:
+    """Write *results*, *speeds*, *note* and the verdict to stdout.
+
+    The results are a table on a terminal, else lines.
+    """
     if console.is_terminal and console.draws and console.out_columns >= _LEAST_COLUMNS:
         _show_table(console, results)
     else:
         console.report("\n".join(align_columns([_HEAD, *map(_cells, results)])))
+    if speeds is not None:
+        console.report(render_speeds(speeds))
     console.report(note)
     console.report(verdict_line(results))
 
 
-def check_record(results: Sequence[CheckResult], note: str) -> dict[str, object]:
+def check_record(
+    results: Sequence[CheckResult], note: str, speeds: SpeedCheck | None
+) -> dict[str, object]:
     """Return *results* as values that JSON can hold."""
     return {
         "sound": is_sound(results),
@@ -65,7 +75,21 @@ def check_record(results: Sequence[CheckResult], note: str) -> dict[str, object]
         "note": note,
         "attention": [r.to_dict() for r in results if isinstance(r, ProbeRow)],
         "ways": [r.to_dict() for r in results if isinstance(r, WayResult)],
+        "speeds": None if speeds is None else speeds.to_dict(),
     }
+
+
+def render_speeds(speeds: SpeedCheck) -> str:
+    """Return what was measured and what the table says, as lines of text."""
+    source = f"table: {speeds.row.source}"
+    lines = [f"speeds on {counted(speeds.threads, 'thread')} of the processor; {source}"]
+    for claim in speeds.claims:
+        off = "" if claim.holds else ": the other way round" if claim.is_reversed else ": off"
+        lines.append(f"  {claim.text}{off}")
+    if speeds.disturbance is not None:
+        why = f"{speeds.disturbance}, so these figures are not kept"
+        lines.append(f"  disturbed: {why}; repeat the check on a quiet machine")
+    return "\n".join([*lines, *(f"  {note}" for note in speeds.changes)])
 
 
 def verdict_line(results: Sequence[CheckResult]) -> str:

@@ -136,11 +136,13 @@ def test_a_verdict_is_read_as_it_was_written(tmp_path: Path) -> None:
     folder = tmp_path / "checks"
     assert read_verdicts(folder, GPU).by_device == {}
     write_verdict(folder, VERDICT, GPU)
-    write_verdict(folder, Verdict("cpu", "2026-11-29 01:31", True), GPU)
+    speeds = {"float32": (1.0, 1.0), "int4": (7.0, 4.5)}
+    write_verdict(folder, Verdict("cpu", "2026-11-29 01:31", True, speeds=speeds), GPU)
     found = read_verdicts(folder, GPU)
     assert found.by_device["cuda:0"] == VERDICT
     assert found.faults == VERDICT.faults
     assert found.notes == ()
+    assert found.with_speeds(GPU) == replace(GPU, measured_speeds=speeds)
     write_verdict(folder, replace(VERDICT, faults=()), GPU)
     assert read_verdicts(folder, GPU).faults == ()
 
@@ -166,6 +168,15 @@ def test_a_verdict_on_a_processor_depends_on_its_flags(tmp_path: Path) -> None:
     assert read_verdicts(tmp_path, cpu(24, "avx512f", "avx512_bf16")).by_device == {}
 
 
+def test_a_verdict_of_an_earlier_version_has_no_speeds(tmp_path: Path) -> None:
+    write_verdict(tmp_path, VERDICT, GPU)
+    (path,) = tmp_path.iterdir()
+    record = json.loads(path.read_text())
+    del record["verdict"]["speeds"]
+    path.write_text(json.dumps(record))
+    assert read_verdicts(tmp_path, GPU).by_device["cuda:0"] == VERDICT
+
+
 def edited(change: Callable[[dict[str, object]], object]) -> Callable[[bytes], bytes]:
     def edit(content: bytes) -> bytes:
         record = json.loads(content)
@@ -189,6 +200,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "odd heads": edited(lambda r: r["verdict"].update(heads=[3])),  # type: ignore[attr-defined] # a dict
     "odd faults": edited(lambda r: r["verdict"].update(faults=[{}])),  # type: ignore[attr-defined] # a dict
     "odd fault": edited(lambda r: r["verdict"]["faults"][0].update(dtype=4)),  # type: ignore[index] # a dict
+    "odd speeds": edited(lambda r: r["verdict"].update(speeds=[1.0])),  # type: ignore[attr-defined] # a dict
+    "odd speed": edited(lambda r: r["verdict"].update(speeds={"int4": [0.0, 1.0]})),  # type: ignore[attr-defined] # a dict
+    "one speed": edited(lambda r: r["verdict"].update(speeds={"int4": [1.0]})),  # type: ignore[attr-defined] # a dict
     "odd flag": edited(lambda r: r["verdict"].update(is_whole="yes")),  # type: ignore[attr-defined] # a dict
 }
 

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from idefics_cli.hardware.machine import Machine
     from idefics_cli.selfcheck.asking import KnownPicture
     from idefics_cli.selfcheck.results import CheckResult
+    from idefics_cli.selfcheck.speeds import SpeedCheck
     from idefics_cli.ui.views.check import CheckProgress
 
 # No picture of this seed is in the training data. If a device computes correctly, all answers about
 # these pictures are right.
 _SEED, _PICTURES = 7, 12
 _QUESTIONS = 2
+# The models whose speeds are measured take 0.6 GB together.
+_SPEED_BYTES = 2**30
 
 
 def check_machine(invocation: Invocation, machine: Machine) -> int:
@@ -46,13 +49,14 @@ def check_machine(invocation: Invocation, machine: Machine) -> int:
             for result in _results(invocation, machine, Path(folder), progress):
                 results.append(result)
                 progress.show(result)
+            speeds = _speeds(invocation, results, machine, progress)
         finally:
             progress.clear()
-    note = _keep(invocation, results, machine)
+    note = _keep(invocation, results, machine, speeds)
     if invocation.settings.json:
-        console.json(view.check_record(results, note))
+        console.json(view.check_record(results, note, speeds))
     else:
-        view.show_check(console, results, note)
+        view.show_check(console, results, note, speeds)
     return 0 if is_sound(results) else EXIT_FAILURE
 
 
@@ -83,6 +87,21 @@ def _results(
     yield from check_ways(examination)
 
 
+def _speeds(
+    invocation: Invocation, results: list[CheckResult], machine: Machine, progress: CheckProgress
+) -> SpeedCheck | None:
+    """Measure the formats of weights on the processor; None if only another device is checked."""
+    from idefics_cli.models.planning.verdicts import find_kernel_faults
+    from idefics_cli.selfcheck.results import faults_of, has_reference
+
+    is_checked = (invocation.settings.device or "auto") in ("auto", "cpu")
+    if not is_checked or not has_reference(results) or machine.free_ram_bytes < _SPEED_BYTES:
+        return None
+    progress.say("speeds of the formats of weights", 0.99)
+    broken = find_kernel_faults(faults_of(results, "cpu"), "cpu")
+    return invocation.services.check_speeds(machine, broken)
+
+
 def draw_pictures(folder: Path) -> list[KnownPicture]:
     """Draw the pictures of the check into *folder*, and return them with their right answers."""
     from idefics_cli.demo.samples import write_samples
@@ -100,7 +119,12 @@ def draw_pictures(folder: Path) -> list[KnownPicture]:
     ]
 
 
-def _keep(invocation: Invocation, results: list[CheckResult], machine: Machine) -> str:
+def _keep(
+    invocation: Invocation,
+    results: list[CheckResult],
+    machine: Machine,
+    speeds: SpeedCheck | None,
+) -> str:
     """Keep the verdict of *results*; return where, or why not."""
     from idefics_cli.selfcheck.keeping import keep_results
     from idefics_cli.selfcheck.results import has_reference
@@ -109,7 +133,8 @@ def _keep(invocation: Invocation, results: list[CheckResult], machine: Machine) 
         return "no verdict is kept, because the reference is wrong"
     folder = verdict_folder(invocation.services.environ)
     try:
-        keep_results(folder, results, machine)
+        measured = None if speeds is None else speeds.trusted
+        keep_results(folder, results, machine, speeds=measured)
     except OSError as error:
         return f"the verdict cannot be kept in {display_path(folder)}: {error.strerror or error}"
     return f"plans read the verdict in {display_path(folder)}"
