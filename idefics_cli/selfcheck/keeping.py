@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,7 +40,6 @@ def keep_results(
         OSError: If a file cannot be written.
     """
     former = read_verdicts(folder, machine).by_device
-    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
     answered = [
         result
         for result in results
@@ -50,23 +50,32 @@ def keep_results(
     devices = {r.device if isinstance(r, ProbeRow) else r.way.spec.device for r in answered}
     for device in sorted(devices):
         heads = [r.heads for r in answered if isinstance(r, ProbeRow) and r.device == device]
+        made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
         faults = faults_of(results, device)
-        if device in former:
-            # Faults that an earlier check found for other shapes still hold, so they are kept.
-            faults += tuple(
-                fault
-                for fault in former[device].faults
-                if fault not in faults
-                and (not is_whole or fault.heads is not None)
-                and fault.heads not in heads
-            )
-            heads += former[device].heads
-        whole = is_whole or (device in former and former[device].is_whole)
-        fast = former[device].speeds if device in former else {}
-        if device == "cpu" and speeds is not None:
-            fast = speeds
-        verdict = Verdict(device, made, whole, tuple(dict.fromkeys(heads)), faults, fast)
+        fresh = Verdict(device, made, is_whole, tuple(dict.fromkeys(heads)), faults)
+        if device == "cpu":
+            fresh = replace(fresh, speeds=speeds or {})
+        verdict = _joined(fresh, former[device]) if device in former else fresh
         write_verdict(folder, verdict, machine)
+
+
+def _joined(fresh: Verdict, former: Verdict) -> Verdict:
+    """Return *fresh* with what still holds of an earlier verdict on the same device."""
+    # Faults that an earlier check found for other shapes still hold, so they are kept.
+    faults = tuple(
+        fault
+        for fault in former.faults
+        if fault not in fresh.faults
+        and (not fresh.is_whole or fault.heads is not None)
+        and fault.heads not in fresh.heads
+    )
+    return replace(
+        fresh,
+        is_whole=fresh.is_whole or former.is_whole,
+        heads=tuple(dict.fromkeys(fresh.heads + former.heads)),
+        faults=fresh.faults + faults,
+        speeds=fresh.speeds or former.speeds,
+    )
 
 
 def _is_reference(result: CheckResult) -> bool:

@@ -175,20 +175,26 @@ def check_speeds(
         from idefics_cli.models.loading.speed_probe import SpeedProbe
 
         make_probe = SpeedProbe
-    four = choose_4bit(machine, facts.shape)
     # Claims compare neighbours in this order.
     formats: tuple[SpeedFormat, ...] = ("float32", "bfloat16", "8bit", "int4")
-    formats += ("nf4",) if "nf4" in four else ()
+    formats += ("nf4",) if "nf4" in choose_4bit(machine, facts.shape) else ()
     option = Placement("cpu", (), "float32", "none", splitting=False)
     threads = default_threads(option, facts, machine) or 1
+    watch = ForeignLoad(load, clock)
     with _torch_threads(threads):
-        probes = {name: make_probe(_spec_of(name, machine, broken), machine) for name in formats}
+        probes = {
+            name: make_probe(_spec_of(name, facts.family, machine, broken), machine)
+            for name in formats
+        }
         for probe in probes.values():
             probe.read_prompt()
             probe.decode()
-        watch = ForeignLoad(load, clock)
         with watch.watching():
-            times = _Times.measure(probes, clock)
+            times = _RoundTimes.measure(probes, clock)
+    return _result(times, watch, machine, threads)
+
+
+def _result(times: _RoundTimes, watch: ForeignLoad, machine: Machine, threads: int) -> SpeedCheck:
     measured, disturbance = times.speeds(), times.disturbance(watch)
     changed = replace(machine, measured_speeds=_by_name(measured))
     changes = () if disturbance else _changes(changed)
@@ -204,8 +210,8 @@ def _changes(machine: Machine) -> tuple[str, ...]:
     return tuple(f"{note}, so plans choose it" for note in notes if note is not None)
 
 
-def _spec_of(name: SpeedFormat, machine: Machine, broken: Collection[str]) -> LoadSpec:
-    spec = LoadSpec("", "smolvlm", device="cpu", dtype=cpu_dtypes(machine)[0])
+def _spec_of(name: SpeedFormat, family: str, machine: Machine, broken: Collection[str]) -> LoadSpec:
+    spec = LoadSpec("", family, device="cpu", dtype=cpu_dtypes(machine)[0])
     if name == "float32" or name == "bfloat16":
         spec = replace(spec, dtype=name)
     elif name == "8bit":
@@ -217,14 +223,16 @@ def _spec_of(name: SpeedFormat, machine: Machine, broken: Collection[str]) -> Lo
 
 
 @dataclass(frozen=True, slots=True)
-class _Times:
+class _RoundTimes:
     """Seconds of each round: for a token, and for a prompt."""
 
     decode: dict[SpeedFormat, list[float]] = field(default_factory=dict)
     prompt: dict[SpeedFormat, list[float]] = field(default_factory=dict)
 
     @classmethod
-    def measure(cls, probes: Mapping[SpeedFormat, Probe], clock: Callable[[], float]) -> _Times:
+    def measure(
+        cls, probes: Mapping[SpeedFormat, Probe], clock: Callable[[], float]
+    ) -> _RoundTimes:
         times = cls({name: [] for name in probes}, {name: [] for name in probes})
         for number in range(_ROUNDS):
             for name, probe in probes.items():

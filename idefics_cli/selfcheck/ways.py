@@ -14,6 +14,7 @@ from idefics_cli.models.planning.attention import FLASH
 from idefics_cli.models.planning.kernels import choose_kernels
 from idefics_cli.models.planning.plan import PlanChoices, make_plan
 from idefics_cli.models.planning.quantization import choose_4bit
+from idefics_cli.models.planning.speeds import cpu_dtypes
 
 _DTYPES: tuple[DtypeName, ...] = ("float32", "bfloat16", "float16")
 _QUANTIZATIONS: tuple[Quantization, ...] = ("8bit", "4bit")
@@ -153,7 +154,7 @@ def _mixes(device: str, machine: Machine) -> Iterator[tuple[DtypeName, Attention
 def _native_dtype(device: str, machine: Machine) -> DtypeName:
     """Return the dtype that plans choose on *device* for models that are not small."""
     if device == "cpu":
-        return "bfloat16" if machine.cpu_bf16 else "float32"
+        return cpu_dtypes(machine)[0]
     if device == "mps":
         return "bfloat16" if machine.mps_bf16 else "float16"
     gpu = next((gpu for gpu in machine.gpus if f"cuda:{gpu.index}" == device), None)

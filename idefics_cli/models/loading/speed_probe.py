@@ -39,7 +39,7 @@ class _LayerStates:
     values: Tensor
 
 
-class _Attention(Protocol):
+class _Numbered(Protocol):
     """What is set of an attention layer."""
 
     layer_idx: int
@@ -55,7 +55,7 @@ class SpeedProbe:
 
     def __init__(self, spec: LoadSpec, machine: Machine) -> None:
         kernels = ChosenKernels(spec.kernels, machine)
-        family = replace(find_family("smolvlm"), text_path="model")
+        family = replace(find_family(spec.family), text_path="model")
         dtype = getattr(torch, spec.dtype)
         model = _random_model(dtype)
         if kernels.quantizes:
@@ -162,4 +162,4 @@ def _quantize_to_nf4(model: nn.Module, dtype: torch.dtype) -> None:
     # Quantizing every layer would take a second.
     for number in range(1, len(layers)):
         layers[number] = deepcopy(layers[0])
-        cast("_Attention", layers[number].self_attn).layer_idx = number
+        cast("_Numbered", layers[number].self_attn).layer_idx = number

@@ -49,6 +49,9 @@ METHODS: Mapping[Quantization, Method] = MappingProxyType(
     }
 )
 
+# Seconds to quantize 1e9 weights: to int4 with 1 or 2 threads of AMD Zen 5, where 8 bits take less,
+# and to nf4 on 4 cores.
+_SECONDS, _NF4_SECONDS = 2, 13
 # An int4 weight takes half a byte. A group of 32 weights also has two numbers of 16 bits; see
 # `kernels/int4`.
 _INT4_BYTES = 0.5 + 4 / 32
@@ -182,11 +185,12 @@ def find_slowness(
     return None
 
 
-def find_wait(quantization: Quantization, parameters: int, device: str) -> str | None:
+def find_wait(
+    quantization: Quantization, parameters: int, device: str, *, format_4bit: Format4bit
+) -> str | None:
     """Return a warning if the first start with *quantization* takes long on *device*, or None."""
-    # Quantizing 1e9 weights took 13 s, to nf4 on 4 cores and to int4 on one core. The note
-    # estimates the time from this.
-    seconds = parameters * 13 / 1e9
+    own = is_own(quantization, device, format_4bit=format_4bit)
+    seconds = parameters * (_SECONDS if own else _NF4_SECONDS) / 1e9
     if device != "cpu" or quantization == "none" or seconds <= 20:
         return None
     about = format_duration(seconds)

@@ -361,7 +361,9 @@ def _wait(context: Context) -> str | None:
     option, facts = context.option, context.facts
     if facts.stored is not None:
         return None
-    return quantization.find_wait(option.quantization, facts.parameters, option.device)
+    return quantization.find_wait(
+        option.quantization, facts.parameters, option.device, format_4bit=option.format_4bit
+    )
 
 
 def _unsplit(context: Context) -> str | None:

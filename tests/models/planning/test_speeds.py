@@ -147,3 +147,17 @@ def test_the_hint_that_4_bit_is_faster_than_8_comes_with_the_factor_or_not_at_al
     # 8 bit decodes as fast as nf4 there.
     assert hint(MACHINES["Zen 4 on Windows"][0]) == []
     assert hint(measured(**{"8bit": (4.0, 3.0), "int4": (4.0, 3.0)})) == []
+
+
+def test_the_first_start_is_long_for_nf4_and_short_for_int4() -> None:
+    def waits(machine: Machine, model: str) -> list[str]:
+        made = plan(replace(machine, free_ram_bytes=60 * GIB), model, quantization="4bit")
+        return [warning for warning in made.warnings if "the first time" in warning]
+
+    assert waits(COMPILING, "idefics2-8b") == []
+    assert waits(MACHINES["Zen 4 on Windows"][0], "idefics2-8b") == [
+        "quantizing takes about 2 min the first time; later starts read the result"
+    ]
+    assert waits(COMPILING, "idefics-80b") == [
+        "quantizing takes about 3 min the first time; later starts read the result"
+    ]
