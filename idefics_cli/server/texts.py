@@ -200,8 +200,10 @@ class _Answer:
                 await self._begin(read)
             if stream.has_text and exchange.first_seconds is None:
                 exchange.first_seconds = exchange.seconds
-            await self._write(written)
-        await self._write(stream.end(), ends=True)
+            # The end goes out together with the last text: each write costs a system call, after
+            # which this thread waits until the inference thread lets it run again.
+            written += stream.end() if stream.is_ended else b""
+            await self._write(written, ends=stream.is_ended)
         return stream.outcomes
 
     async def _begin(self, read: ApiRequest) -> None:
