@@ -7,7 +7,7 @@ from pathlib import Path
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from idefics_cli.cli.app import app
+from idefics_cli.cli.app import make_app
 from idefics_cli.completion.scripts import SHELLS, catalog
 from idefics_cli.completion.spec import read_commands
 
@@ -16,7 +16,7 @@ TOP = Path(__file__).parent.parent
 
 def generated() -> dict[Path, str]:
     """Return the text of every generated file, by its path."""
-    root = get_command(app)
+    root = get_command(make_app())
     assert isinstance(root, TyperGroup)
     commands = read_commands(root)
     files = {TOP / "completions" / s.file: s.render(commands) for s in SHELLS.values()}

@@ -30,9 +30,9 @@ def count(event, arguments):
         opened[os.path.basename(arguments[0])] += 1
 
 sys.addaudithook(count)
-from idefics_cli.cli.app import app
+from idefics_cli.cli.app import make_app
 try:
-    app(sys.argv[1:], prog_name="idefics")
+    make_app()(sys.argv[1:], prog_name="idefics")
 finally:
     print(sorted(opened.items()), file=sys.stderr)
 """

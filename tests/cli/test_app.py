@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import idefics_cli
-from idefics_cli.cli import app as app_module
+from idefics_cli.cli.app import make_app
 from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
 from idefics_cli.cli.services import Services
 from idefics_cli.config.settings import setting_table
@@ -214,7 +214,7 @@ def test_ctrl_c_exits_130_without_a_traceback() -> None:
 
 def test_a_bug_of_ours_is_not_dressed_up_as_a_users_error() -> None:
     with pytest.raises(ZeroDivisionError):
-        app_module.app(["ask", "x"], obj=failing_services(ZeroDivisionError))
+        make_app()(["ask", "x"], obj=failing_services(ZeroDivisionError))
 
 
 def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
@@ -278,7 +278,7 @@ INPUTS_AND_OUTPUTS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_a_setting_with_a_variable_and_a_key(name: str) -> None:
-    command = get_command(app_module.app)
+    command = get_command(make_app())
     assert isinstance(command, TyperGroup)
     chosen = command.commands[name]
     members = [chosen, *(chosen.commands.values() if isinstance(chosen, TyperGroup) else ())]
@@ -287,7 +287,7 @@ def test_every_option_is_a_setting_with_a_variable_and_a_key(name: str) -> None:
 
 
 def test_every_setting_is_an_option_of_some_command() -> None:
-    command = get_command(app_module.app)
+    command = get_command(make_app())
     assert isinstance(command, TyperGroup)
     names = {parameter.name for member in command.commands.values() for parameter in member.params}
     assert setting_table().keys() <= names
@@ -344,7 +344,7 @@ def test_every_command_has_our_help() -> None:
         for child in getattr(command, "commands", {}).values():
             yield from classes(child)
 
-    found = list(classes(get_command(app_module.app)))
+    found = list(classes(get_command(make_app())))
     assert len(found) > 20
     assert all(issubclass(kind, HelpCommand | HelpGroup) for kind in found)
 

@@ -14,7 +14,7 @@ import pytest
 SLOW = textwrap.dedent(
     """
     import sys, time
-    from idefics_cli.cli.app import app
+    from idefics_cli.cli.app import make_app
     from tests.support.commands import World
     from tests.support.fakes import FakeClock, FakeEngine
 
@@ -28,7 +28,7 @@ SLOW = textwrap.dedent(
                 time.sleep(60)
             return super().prepare(request)
 
-    app(sys.argv[1:], prog_name="idefics", obj=World(Engine(answer)).services)
+    make_app()(sys.argv[1:], prog_name="idefics", obj=World(Engine(answer)).services)
     """
 )
 

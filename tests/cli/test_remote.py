@@ -104,8 +104,8 @@ def test_no_torch_is_loaded_for_a_server(demo: HttpServer, scenes: Path, tmp_pat
     picture = picture_in(scenes)
     script = (
         "import sys\n"
-        "from idefics_cli.cli.app import app\n"
-        "try:\n    app(sys.argv[1:])\n"
+        "from idefics_cli.cli.app import make_app\n"
+        "try:\n    make_app()(sys.argv[1:])\n"
         "finally:\n    print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     for words in (["ask", "Hi", "-i", picture], ["caption", picture]):

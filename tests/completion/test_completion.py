@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from idefics_cli.chat.store.sessions import SessionStore
-from idefics_cli.cli.app import app
+from idefics_cli.cli.app import make_app
 from idefics_cli.completion import answers
 from idefics_cli.completion.scripts import SHELLS, catalog, install
 from idefics_cli.completion.spec import ANSWER, Kind, ShellCommand, ShellOption, read_commands
@@ -34,7 +34,7 @@ REMEDY = "out of step with the commands: run `python .ci/make_completions.py`"
 
 
 def commands() -> ShellCommand:
-    root = get_command(app)
+    root = get_command(make_app())
     assert isinstance(root, TyperGroup)
     return read_commands(root)
 

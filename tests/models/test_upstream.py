@@ -43,7 +43,7 @@ from transformers.integrations import sdpa_attention
 
 import idefics_cli
 from idefics_cli.bench import random_model
-from idefics_cli.cli import app
+from idefics_cli.cli import app, root
 from idefics_cli.cli.help import groups, sections
 from idefics_cli.completion import spec as completion_spec
 from idefics_cli.core import imports as importing
@@ -581,9 +581,9 @@ def _() -> None:
     program = """
 import contextlib, sys, torch
 kept_out = {"torch._dynamo", "torch.distributed.tensor", "sympy"} - set(sys.modules)
-from idefics_cli.cli.app import app
+from idefics_cli.cli.app import make_app
 with contextlib.suppress(SystemExit):
-    app(["ask", "How many?", "-m", "demo", "-q"])
+    make_app()(["ask", "How many?", "-m", "demo", "-q"])
 from idefics_cli.models.families import classes, spec
 for name in spec.FAMILIES:
     classes.model_class(name), classes.processor_classes(name)
@@ -875,8 +875,8 @@ def _() -> None:
 
 def ask_command() -> Any:
     """Return the command `idefics ask`."""
-    root: Any = typer.main.get_command(app.app)
-    return root.commands["ask"]
+    group: Any = typer.main.get_command(app.make_app(["ask"]))
+    return group.commands["ask"]
 
 
 @relied_on("the plain help of Typer, and its formatter", groups, sections)
@@ -894,7 +894,7 @@ def _() -> None:
     assert formatter.getvalue() == "Title:\n  --name\n    one two three four five six\n"
 
 
-@relied_on("Typer's errors of usage, by their base and attributes", app)
+@relied_on("Typer's errors of usage, by their base and attributes", root)
 def _() -> None:
     child = ask_command()
     with pytest.raises(typer.TyperException) as raised:

@@ -14,7 +14,7 @@ import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from idefics_cli.cli.app import app
+from idefics_cli.cli.app import make_app
 from tests.support.rooms import RANK
 
 TOP = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def commands() -> Iterator[list[str]]:
 
 @cache
 def options(command: str) -> set[str]:
-    root = get_command(app)
+    root = get_command(make_app())
     assert isinstance(root, TyperGroup)
     parameters = root.commands[command].params
     return {option for p in parameters for option in [*p.opts, *p.secondary_opts]} | {"--help"}

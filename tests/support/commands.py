@@ -15,7 +15,7 @@ import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from idefics_cli.cli.app import app
+from idefics_cli.cli.app import make_app
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import IdeficsError
 from idefics_cli.core.types import LoadSpec, Progress
@@ -171,6 +171,6 @@ def run(
 @cache
 def _command() -> TyperGroup:
     # `app()` builds the commands at each call, which takes longer than most commands.
-    command = get_command(app)
+    command = get_command(make_app())
     assert isinstance(command, TyperGroup)
     return command

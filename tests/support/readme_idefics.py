@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from idefics_cli.cli.app import app
+from idefics_cli.cli.app import make_app
 from idefics_cli.cli.services import Services
 from idefics_cli.core.types import GenerationRequest
 from idefics_cli.models.hub.facts import ModelFacts, find_facts, registry_facts
@@ -23,7 +23,7 @@ def main() -> None:
     services = replace(
         world.services, environ=Services().environ, stdin=sys.stdin.buffer, find_facts=_facts
     )
-    app(prog_name="idefics", obj=services)
+    make_app()(prog_name="idefics", obj=services)
 
 
 def _answer(request: GenerationRequest) -> str:

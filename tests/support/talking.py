@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from threading import Event
 
-from idefics_cli.cli.app import app
+from idefics_cli.cli.app import make_app
 from idefics_cli.cli.services import Services
 from idefics_cli.core.types import GenerationRequest, TokenChunk
 from idefics_cli.engine.protocol import Prepared
@@ -59,7 +59,7 @@ def main() -> None:
         find_facts=standing_in.find_facts,
         clock=own.clock,
     )
-    app(args=["chat", *sys.argv[1:]], prog_name="idefics", obj=services)
+    make_app()(args=["chat", *sys.argv[1:]], prog_name="idefics", obj=services)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ ZYGOTE = textwrap.dedent(
     import idefics_cli.ui.views.progress
     from typer.main import get_command
     from idefics_cli.caption.sinks import SINKS
-    from idefics_cli.cli.app import app
+    from idefics_cli.cli.app import make_app
     from idefics_cli.cli.services import Services
     from tests.support.commands import World
     from tests.support.fakes import FakeEngine
@@ -41,7 +41,7 @@ ZYGOTE = textwrap.dedent(
     # Everything that a run imports. With one thread, OpenMP has no pool. A child would not have
     # its threads, and would wait for them for ever.
     words = ["-m", "demo", "-q", "-o", os.devnull, "--threads", "1"]
-    idefics = get_command(app)
+    idefics = get_command(make_app())
     for words in (["caption", sys.argv[2], *words], ["batch", sys.argv[3], *words]):
         engine.is_closed = False
         with contextlib.suppress(SystemExit):

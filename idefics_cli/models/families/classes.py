@@ -7,7 +7,6 @@ because they take time to import, and choose processors that need further packag
 
 from __future__ import annotations
 
-import gc
 import importlib
 import sys
 from functools import partial
@@ -28,11 +27,9 @@ def import_class(path: str) -> type:
     """Return the class that *path* names, as "module:Class"."""
     module, _, name = path.partition(":")
     if module not in sys.modules:
-        # At its end, `quick_imports` excludes all objects from garbage collection for ever. So
-        # garbage is collected first. The import runs in its own thread, because an optional import
-        # that fails leaves a traceback behind. In this thread, the traceback would keep the
-        # variables of all callers alive, such as a model that is being loaded.
-        gc.collect()
+        # The import runs in its own thread, because an optional import that fails leaves a
+        # traceback behind. In this thread, the traceback would keep the variables of all callers
+        # alive, such as a model that is being loaded.
         in_background(partial(_import, module), name=f"importing {module}").result()
     return cast("type", getattr(sys.modules[module], name))
 
