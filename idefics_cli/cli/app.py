@@ -69,8 +69,9 @@ def main() -> NoReturn:
     # Python sets a stream to None if the parent process has closed it.
     sys.stdout = sys.stdout or _closed_stdout()
     sys.stderr = dropping(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115 (stays open)
-    # To import all commands takes 0.1 s more than to import the one that is called.
-    called = [word for word in sys.argv[1:2] if word in _COMMANDS]
+    # To import all commands takes 0.1 s more than to import the one that is called. `completion`
+    # writes scripts that know all commands.
+    called = [word for word in sys.argv[1:2] if word in _COMMANDS and word != "completion"]
     try:
         make_app(called or _COMMANDS)(prog_name="idefics")
     except KeyboardInterrupt:
