@@ -22,6 +22,7 @@ PROGRAM_IS_NAMED_IN = {
     "cli/app.py",
     "cli/commands/bench/measuring.py",
     "cli/help/command_suggestions.py",
+    "cli/root.py",
     "completion/answers.py",
     "completion/scripts.py",
     "completion/spec.py",
