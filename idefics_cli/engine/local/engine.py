@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -357,6 +358,9 @@ class LocalEngine:
         # model has few key heads (torch 2.11 to 2.13, pytorch #193893), and for each new length it
         # spends half a second on planning.
         torch.backends.cuda.enable_cudnn_sdp(False)
+        # Loading excludes all objects from garbage collection for ever, and must not exclude an
+        # earlier model; see `quick_imports`.
+        gc.collect()
         loaded = load(self.spec, report=self._reporter(progress))
         stay_within_free_memory(self.spec)
         return loaded

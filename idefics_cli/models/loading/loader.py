@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -103,8 +102,6 @@ def load(
         PlanError: If this computer lacks a device of the plan, or the package of its attention.
         MemoryLimitError: If it does not fit.
     """
-    # The imports below exclude all objects from garbage collection for ever, also an earlier model.
-    gc.collect()
     say, kernels = report or (lambda phase, share: None), _checked_kernels(spec, machine)
     folder, revision = _find(spec, say)
     with quiet_library(), library_errors(spec):
