@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from idefics_cli.models.kernels import patch_attention
+
 # Heads are padded with zeros to a multiple of 16, the number of float32 values in a register.
 # A head of SigLIP is 72 wide: padded to 80, it takes 0.74 of the time in float32 and 0.61 in
 # bfloat16 (4,900 patches).
@@ -24,10 +26,12 @@ _MANY_QUERIES = 1024
 # the processor's cache. On a processor with bfloat16 instructions (AMD Zen 5), `_tiled` takes 0.45
 # of the time of torch's kernel. On others it takes 1.3 to 3 times as long and is not used.
 _TILE_QUERIES = 384
+# With fewer queries, laying out the keys for compiled code costs more time than it saves.
+_SOME_QUERIES = 64
 # This attribute of a mask holds the result of `_is_end_of_prompt`.
 _MARK = "is_end_of_prompt"
 
-Way = Literal["library", "decode", "end of prompt", "tiled", "padded"]
+Way = Literal["library", "decode", "end of prompt", "compiled", "tiled", "padded"]
 
 
 class _Attention(Protocol):
@@ -54,7 +58,8 @@ class CpuAttention:
     Attributes:
         name: The name of this attention in transformers, and in the table of kernels.
         tile_queries: Number of queries that are computed together, for large pictures in
-            bfloat16; None pads the heads of all large pictures for torch's kernel instead.
+            bfloat16, if code for the processor cannot be compiled or tiles are padded; None pads
+            the heads of all large pictures for torch's kernel instead.
         many_queries: A picture with at least this many patches is large. transformers' `sdpa`
             computes smaller ones.
     """
@@ -102,14 +107,28 @@ class CpuAttention:
         way = self.choose_way(module, query, key, attention_mask, dropout=dropout, **options)
         if way == "library":
             return run_sdpa(module, query, key, value, attention_mask, dropout, scaling, options)
+        return self._attend(way, query, key, value, attention_mask, scaling), None
+
+    def _attend(
+        self,
+        way: Way,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float | None,
+    ) -> Tensor:
         if way == "decode":
-            return _decode(query, key, value, attention_mask, scaling), None
+            return _decode(query, key, value, mask, scaling)
         if way == "end of prompt":
-            return _end_of_prompt(query, key, value, scaling), None
+            return _end_of_prompt(query, key, value, scaling)
+        if way == "compiled":
+            scaling = query.shape[3] ** -0.5 if scaling is None else scaling
+            return patch_attention.attend(query, key, value, scaling)
         if way == "tiled":
             tile = self.tile_queries or query.shape[2]
-            return _tiled(query, key, value, attention_mask, scaling, tile_queries=tile), None
-        return _padded(query, key, value, attention_mask, scaling), None
+            return _tiled(query, key, value, mask, scaling, tile_queries=tile)
+        return _padded(query, key, value, mask, scaling)
 
     def choose_way(
         self,
@@ -132,10 +151,14 @@ class CpuAttention:
             return "end of prompt"
         causal = options.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
-        few = query.shape[2] < self.many_queries
-        if causal or query.shape[1] != key.shape[1] or few:
+        if causal or query.shape[1] != key.shape[1]:
             return "library"
         is_tiled = self.tile_queries is not None and query.dtype == torch.bfloat16
+        is_whole = attention_mask is None and query.shape[2] >= _SOME_QUERIES
+        if is_tiled and is_whole and patch_attention.fits(query, key):
+            return "compiled"
+        if query.shape[2] < self.many_queries:
+            return "library"
         return "tiled" if is_tiled else "padded"
 
 

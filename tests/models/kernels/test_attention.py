@@ -131,17 +131,18 @@ def test_each_way_is_taken_where_it_is_fastest() -> None:
         module = cast("nn.Module", layer(heads, kv_heads, causal=causal))
         return tiled.choose_way(module, query, key, mask, **options)  # type: ignore[arg-type] # mixed options
 
+    def before(queries: int) -> Tensor:
+        return torch.ones(1, 1, queries, KEYS, dtype=torch.bool).tril(KEYS - queries)
+
     assert way(4, 2, 1, causal=True) == "decode"
     assert way(4, 4, KEYS, causal=False) == "padded"
     assert way(4, 4, KEYS, causal=False, dtype=torch.bfloat16) == "tiled"
     assert way(4, 4, 10, causal=False) == "library"
+    assert way(4, 4, KEYS, causal=False, dtype=torch.bfloat16, mask=before(KEYS)) == "tiled"
     assert way(4, 4, KEYS, causal=True) == "library"
     assert way(4, 2, KEYS, causal=False) == "library"
     assert way(4, 2, 1, causal=True, position_bias=torch.zeros(B, 4, 1, KEYS)) == "library"
     assert way(4, 2, 1, causal=True, dropout=0.5) == "library"
-
-    def before(queries: int) -> Tensor:
-        return torch.ones(1, 1, queries, KEYS, dtype=torch.bool).tril(KEYS - queries)
 
     assert way(4, 2, KEYS - 5, causal=True, mask=before(KEYS - 5)) == "end of prompt"
     # Results for more than half of the queries would be dropped.
