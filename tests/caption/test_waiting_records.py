@@ -15,6 +15,7 @@ from idefics_cli.caption.job import CaptionJob
 from idefics_cli.caption.outcome import RunOutcome
 from idefics_cli.caption.output import CaptionOutput
 from idefics_cli.caption.resume.journal import RunJournal
+from idefics_cli.caption.resume.journal_lines import decode_line, encode_line
 from idefics_cli.caption.run import caption_pictures
 from idefics_cli.core.types import GenerationRequest
 from idefics_cli.engine.protocol import OpenImage, Prepared
@@ -100,6 +101,16 @@ def test_a_record_that_waited_has_its_row_noted_and_is_read_back() -> None:
     with RunJournal(path) as journal:
         assert list(journal.rows) == [f"../{number:02}.jpg" for number in range(8)]
         assert journal.end == Path("hung/out.jsonl").stat().st_size
+        assert journal.is_complete
+    # Clones of the repository before version 0.2.0 wrote a line for each row.
+    before, _, after = path.read_bytes().partition(b'{"written": ')
+    for offset in written.split(", "):
+        before += encode_line({"row": int(offset), "end": journal.end, "at": len(before)})
+    closed = after.splitlines()[-1] + b"\n"
+    end = decode_line(closed, needs_checksum=True) | {"at": len(before)}
+    path.write_bytes(before + encode_line(end))
+    with RunJournal(path) as journal:
+        assert list(journal.rows) == [f"../{number:02}.jpg" for number in range(8)]
         assert journal.is_complete
 
 

@@ -280,8 +280,8 @@ class RunJournal(Closing):
             self._apply_header(fields)
         elif "record" in fields:
             self._apply_record(offset, fields)
-        elif "written" in fields:
-            for at in fields["written"]:
+        elif "written" in fields or "row" in fields:  # clones before 0.2.0 wrote "row"
+            for at in fields.get("written") or [fields["row"]]:
                 self._add_row(self._waiting.pop(number(at)), optional_number(fields["end"]))
         elif "rows" in fields:
             keys = {entry.offset: key for key, entry in self.entries.items()}

@@ -61,12 +61,16 @@ def test_eight_bits_skip_the_same_modules(family: str) -> None:
 
 def kinds(model: nn.Module) -> dict[str, type[nn.Module]]:
     plain = {WidenedLinear: nn.Linear, WidenedConv2d: nn.Conv2d}
-    return {
-        name: nn.RMSNorm
-        if type(part).__name__.endswith("RMSNorm")
-        else plain.get(type(part), type(part))
-        for name, part in model.named_modules()
-    }
+
+    def kind(part: nn.Module) -> type[nn.Module]:
+        name = type(part).__name__
+        if name.endswith("RMSNorm"):
+            return nn.RMSNorm
+        # `GeluMlp` has the layers of the class that it stands for.
+        return nn.Module if name.lower().endswith("mlp") else plain.get(type(part), type(part))
+
+    parts = dict(model.named_modules())
+    return {name: kind(part) for name, part in parts.items() if not name.endswith("activation_fn")}
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
