@@ -160,6 +160,9 @@ def our_captions(options: argparse.Namespace, bits: str, pictures: Sequence[Path
     words = our_words(options, "caption", bits, options.words)
     words += ["--overwrite", "-o", output, "--prompt", QUESTION, *pictures]
     while True:
+        # A run that was killed leaves a journal that the next one may refuse.
+        for file in options.folder.glob("captions.jsonl*"):
+            file.unlink()
         cost = run_command(words, HF_HUB_OFFLINE="1")
         records = [json.loads(line) for line in output.read_text().splitlines()]
         if any("notes" in record for record in records) or len(records) != len(pictures):
