@@ -13,6 +13,20 @@ from typing import Protocol
 FOREIGN_LIMIT = 0.25
 
 
+def count_other_tasks(proc: Path = Path("/proc")) -> int:
+    """Return how many threads of other programs run or wait for a core now; 0 if unknown.
+
+    Args:
+        proc: The folder `/proc`; see proc(5) on its file `loadavg`. This program is assumed to have
+            one thread that runs.
+    """
+    try:
+        running = (proc / "loadavg").read_text(encoding="ascii").split()[3].partition("/")[0]
+        return max(0, int(running) - 1)
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 class MachineLoad(Protocol):
     """A source of the CPU time that the programs of the machine have used."""
 

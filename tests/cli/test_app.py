@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import idefics_cli
+from idefics_cli.cli import invocation
 from idefics_cli.cli.app import make_app
 from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
 from idefics_cli.cli.services import Services
@@ -357,6 +358,30 @@ def test_the_overview_is_folded_to_the_terminal(
     lines = run(terminal=True).out.splitlines()
     assert max(map(len, lines)) <= int(width)
     assert " ".join(" ".join(lines).split()) == " ".join(run().out.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "others", "given", "expected"),
+    [
+        ("ask", 8, {}, "passive"),
+        ("ask", 0, {}, None),
+        ("ask", 8, {"OMP_WAIT_POLICY": "active"}, "active"),
+        ("caption", 8, {}, None),
+    ],
+)
+def test_threads_of_a_short_command_sleep_while_they_wait_if_no_core_is_free(
+    command: str,
+    others: int,
+    given: dict[str, str],
+    expected: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(invocation, "count_other_tasks", lambda: others)
+    monkeypatch.setattr(invocation, "count_cores", lambda: 4)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    environ = {"HOME": str(Path.home()), **given}
+    run(command, "x", "--dry-run", services=Services(environ=environ))
+    assert environ.get("OMP_WAIT_POLICY") == expected
 
 
 @pytest.mark.parametrize("given", [{}, {"TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL": "0"}])

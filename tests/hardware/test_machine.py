@@ -12,6 +12,7 @@ import pytest
 
 from idefics_cli.core.units import GIB
 from idefics_cli.hardware import machine
+from idefics_cli.hardware.load import count_other_tasks
 from idefics_cli.hardware.machine import Machine, probe_machine, runs_on
 from idefics_cli.hardware.system import count_cores, read_driver, read_memory, read_processor
 
@@ -403,3 +404,15 @@ def test_gpus_are_asked_one_by_one_if_the_driver_has_no_program(
     monkeypatch.setattr(torch, "cuda", cuda)
     assert [gpu.free_bytes for gpu in probe_machine().gpus] == [70 * GIB] * 2
     assert cuda.asked == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("0.20 0.18 0.12 4/116 2387\n", 3), ("0.00 0.00 0.00 1/80 9\n", 0), ("", 0), ("a b c d", 0)],
+)
+def test_threads_of_other_programs_that_run_are_counted(
+    line: str, expected: int, tmp_path: Path
+) -> None:
+    assert count_other_tasks(tmp_path) == 0
+    (tmp_path / "loadavg").write_text(line)
+    assert count_other_tasks(tmp_path) == expected
