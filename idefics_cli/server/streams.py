@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from idefics_cli.core.logprobs import TokenLogprob
 from idefics_cli.core.types import Completion, TokenChunk
+from idefics_cli.engine.protocol import Outcome
 from idefics_cli.server.errors import shutting_down
 from idefics_cli.server.event_queue import Event
 from idefics_cli.server.replies import ReplyShape
@@ -29,6 +30,8 @@ class ReplyStream:
         self._outcomes: dict[int, Completion] = {}
         self.has_text = False
         """Whether there was a text that is not empty."""
+        self.error: Exception | None = None
+        """Why the stream ends early; None if no reply failed."""
 
     @property
     def outcomes(self) -> list[Completion]:
@@ -48,20 +51,20 @@ class ReplyStream:
     def feed(self, events: Sequence[Event]) -> bytes:
         """Return what is written for *events*; texts that came together are one event.
 
-        Raises:
-            Exception: If a reply failed.
+        If a reply failed, `error` is set, and what came before it is written.
         """
         pieces: dict[int, str] = {}
         logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
         ended: dict[int, Completion] = {}
-        for index, one in events:
-            if isinstance(one, Exception):
-                raise one
+        for number, (index, one) in enumerate(events):
+            self.error = _failure(one)
+            if self.error is not None:
+                events = events[:number]
+                break
             if isinstance(one, TokenChunk):
                 pieces[index] = pieces.get(index, "") + one.text
                 logprobs[index] = (*logprobs.get(index, ()), *one.logprobs)
-            else:
-                check_ended([one])
+            elif isinstance(one, Completion):
                 ended[index] = one
         self._outcomes |= ended
         indexes = dict.fromkeys(index for index, _ in events)
@@ -101,11 +104,22 @@ class ReplyStream:
         return self._shape.piece(index, text, logprobs, offset) if text or logprobs else b""
 
 
+def _failure(event: TokenChunk | Outcome) -> Exception | None:
+    if isinstance(event, Exception):
+        return event
+    is_cut = isinstance(event, Completion) and _is_cut(event)
+    return shutting_down() if is_cut else None
+
+
 def check_ended(outcomes: Sequence[Completion]) -> None:
     """Check that no reply was cut off by the end of the server.
 
     Raises:
         ApiError: If one was: nobody else cancels a reply while its client is there.
     """
-    if any(outcome.finish == "cancelled" for outcome in outcomes):
+    if any(map(_is_cut, outcomes)):
         raise shutting_down()
+
+
+def _is_cut(outcome: Completion) -> bool:
+    return outcome.finish == "cancelled"

@@ -196,6 +196,8 @@ class _Answer:
             events = await generation.next_events(wait)
             wait = options.silence_seconds
             written = stream.feed(events) if events else stream.silence()
+            if stream.error is not None and not exchange.status:
+                raise stream.error  # nothing is sent yet, so the answer can have its status
             if not exchange.status:
                 await self._begin(read)
             if stream.has_text and exchange.first_seconds is None:
@@ -204,6 +206,8 @@ class _Answer:
             # which this thread waits until the inference thread lets it run again.
             written += stream.end() if stream.is_ended else b""
             await self._write(written, ends=stream.is_ended)
+            if stream.error is not None:
+                raise stream.error
         return stream.outcomes
 
     async def _begin(self, read: ApiRequest) -> None:

@@ -31,6 +31,7 @@ from tests.support.http_servers import (
     PICTURE,
     HttpServer,
     ManualEngine,
+    ManualHandle,
     Reply,
     chat,
     events,
@@ -291,6 +292,43 @@ def test_an_error_in_a_stream_is_its_last_event(
     assert found[-2]["choices"][0]["delta"] == {"content": "Hello"}
     assert found[-1]["error"]["code"] == "internal_error"
     assert "0x" not in found[-1]["error"]["message"]
+
+
+def test_a_stream_that_fails_has_all_that_came_before_the_error(
+    server: HttpServer, engine: ManualEngine
+) -> None:
+    """The last text waits some milliseconds for more text, and an error may come meanwhile."""
+
+    def fail(handle: ManualHandle) -> None:
+        handle.fail(RuntimeError("x"))
+
+    for end, code in (
+        (fail, "internal_error"),
+        (lambda handle: handle.finish("cancelled"), "shutting_down"),
+    ):
+        connection = server.begin(chat("x", stream=True, n=2))
+        wait_for(lambda: len(engine.open) == 2)
+        one, other = engine.open
+        one.say("Hel")
+        response = connection.getresponse()
+        first = response.readline()
+        one.say("lo")
+        other.say("Bye")
+        other.finish()
+        one.say("!")
+        end(one)
+        found = events((first + response.read()).decode())
+        connection.close()
+
+        assert found[-1]["error"]["code"] == code
+        choices = [choice for each in found[:-1] for choice in each["choices"]]
+        texts = [
+            "".join(c["delta"].get("content", "") for c in choices if c["index"] == i)
+            for i in (0, 1)
+        ]
+        assert texts == ["Hello!", "Bye"]
+        ends = [(c["index"], c["finish_reason"]) for c in choices if c["finish_reason"]]
+        assert ends == [(1, "stop")]
 
 
 def test_the_client_of_openai_raises_the_right_errors(
