@@ -31,8 +31,8 @@ def find_code(key: str) -> bytes | None:
     except (OSError, IdeficsError):
         return None
     digest, code = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
-    # A processor that runs damaged code may do anything.
-    return code if hashlib.sha256(code).digest() == digest else None
+    # A processor that runs damaged code, or that of another kernel, may do anything.
+    return code if _digest(key, code) == digest else None
 
 
 def keep_code(key: str, code: bytes) -> None:
@@ -45,7 +45,7 @@ def keep_code(key: str, code: bytes) -> None:
     path = _path(key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_whole(path, hashlib.sha256(code).digest() + code, private=True, durable=False)
+        write_whole(path, _digest(key, code) + code, private=True, durable=False)
         _remove_oldest(path.parent)
     except (OSError, IdeficsError) as error:
         _log.debug("the next start compiles again: %s", error)
@@ -54,6 +54,10 @@ def keep_code(key: str, code: bytes) -> None:
 def _path(key: str) -> Path:
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     return cache_folder(os.environ) / "code" / f"{name}{_ENDING}"
+
+
+def _digest(key: str, code: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + b"\0" + code).digest()
 
 
 def _is_own(status: os.stat_result) -> bool:

@@ -238,6 +238,14 @@ def test_code_that_was_kept_is_used_unless_it_is_damaged(
         compile_it()
         assert written == [kind]
         assert file.read_bytes() == whole
+    # The undamaged code of another kernel would crash this process, or compute something else.
+    code_store.keep_code("another key", b"code")
+    written.clear()
+    (other,) = {*file.parent.iterdir()} - {file}
+    other.replace(file)
+    compile_it()
+    assert written == [kind]
+    assert file.read_bytes() == whole
 
 
 def test_old_code_is_removed_and_a_folder_that_cannot_be_written_is_no_error(
