@@ -29,6 +29,7 @@ _MOST_HEADER_BYTES = 2**20
 _NAME_BYTES = 100  # the name field of a header
 _END_BYTES = 64 * 1024
 _SEPARATORS = re.escape("".join(filter(None, ("/", os.sep, os.altsep))))
+_ARCHIVE = re.compile(r"(?i)\.(?:tar(?:\.(?:gz|bz2|xz|zst))?|tgz|tbz2?|txz|tzst)\Z")
 _INTO = re.compile(rf"(?i)\{SUFFIX}[{_SEPARATORS}](?=.)", re.DOTALL)
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
@@ -76,6 +77,11 @@ class TarIndex:
 def is_tar(path: str) -> bool:
     """Whether *path* is a regular file with the extension of an archive."""
     return path.lower().endswith(SUFFIX) and os.path.isfile(path)
+
+
+def without_archive_suffix(name: str) -> str:
+    """Return *name* without the extension of an archive, also a compressed one."""
+    return _ARCHIVE.sub("", name) or name
 
 
 def split_member(path: str) -> tuple[str, str] | None:

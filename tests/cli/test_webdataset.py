@@ -237,6 +237,8 @@ def test_what_cannot_become_archives_is_refused() -> None:
         (("more/00000.tar",), "`data/00000.tar` and `more/00000.tar` would both be in"),
         (("a.jpg",), "webdataset writes an archive for each archive, and `a.jpg` is in none"),
         (("-o", "new.tar"), "webdataset writes archives into a folder, and `new.tar` names an"),
+        (("-o", "x/new.Tar.gz"), "hint: `-o x/new`: each archive in it has its former name"),
+        (("-o", "new.tgz"), "hint: `-o new`: each archive in it has its former name"),
         (("--existing", "append"), "`--existing append` is for files of one caption each"),
     ):
         ran = caption(*arguments)

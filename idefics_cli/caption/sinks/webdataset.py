@@ -38,13 +38,13 @@ from idefics_cli.core.types import CaptionRecord
 from idefics_cli.core.units import counted
 from idefics_cli.images.folders import has_picture_name
 from idefics_cli.images.tars import (
-    SUFFIX,
     TarMember,
     index_tar,
     is_tar,
     open_member,
     sample_key,
     split_member,
+    without_archive_suffix,
 )
 
 _RUN_NAME = "idefics-caption"
@@ -92,10 +92,11 @@ class WebdatasetSink(JsonlSink):
             raise UsageError("webdataset needs a folder", hint="`-f webdataset -o FOLDER`")
         if target.path.name in ("", ".."):
             raise UsageError(f"webdataset needs a folder of its own, not `{target.path}`")
-        if target.path.suffix.lower() == SUFFIX and not target.path.is_dir():
+        folder = target.path.with_name(without_archive_suffix(target.path.name))
+        if folder != target.path and not target.path.is_dir():
             raise UsageError(
                 f"webdataset writes archives into a folder, and `{target.path}` names an archive",
-                hint=f"`-o {target.path.with_suffix('')}`: each archive in it has its former name",
+                hint=f"`-o {folder}`: each archive in it has its former name",
             )
         self._folder = target.path
         self._has_only_rows = is_unfinished(target.path.name)
