@@ -205,7 +205,9 @@ def _speeds(record: object) -> dict[str, tuple[float, float]]:
     for name, pair in record.items():
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError("it is damaged")
-        if not all(type(speed) is float and 0 < speed < _MOST_SPEED for speed in pair):
+        if not all(
+            type(speed) is float and 1 / _MOST_SPEED < speed < _MOST_SPEED for speed in pair
+        ):
             raise ValueError("it is damaged")
         found[str(name)] = (pair[0], pair[1])
     return found

@@ -202,6 +202,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "odd fault": edited(lambda r: r["verdict"]["faults"][0].update(dtype=4)),  # type: ignore[index] # a dict
     "odd speeds": edited(lambda r: r["verdict"].update(speeds=[1.0])),  # type: ignore[attr-defined] # a dict
     "odd speed": edited(lambda r: r["verdict"].update(speeds={"int4": [0.0, 1.0]})),  # type: ignore[attr-defined] # a dict
+    "tiny speed": edited(lambda r: r["verdict"].update(speeds={"8bit": [1e-300, 1.0]})),  # type: ignore[attr-defined] # a dict
     "one speed": edited(lambda r: r["verdict"].update(speeds={"int4": [1.0]})),  # type: ignore[attr-defined] # a dict
     "odd flag": edited(lambda r: r["verdict"].update(is_whole="yes")),  # type: ignore[attr-defined] # a dict
 }
