@@ -312,8 +312,8 @@ def as_version_0_1(journal: bytes) -> list[dict[str, object]]:
         entry = {k: v for k, v in json.loads(line).items() if k != "crc"}
         if entry.pop("waits", False):
             waiting[offset] = entry
-        elif "row" in entry:
-            entries.append({**waiting[entry["row"]], "end": entry["end"]})
+        elif "written" in entry:
+            entries += ({**waiting[at], "end": entry["end"]} for at in entry["written"])
         else:
             entries.append(entry)
         offset += len(line)

@@ -74,7 +74,7 @@ MISTAKES = [
         "ask 'What?' -i notes.txt",
         1,
         "`notes.txt`: it is text",
-        "PSD and more; `idefics caption --filelist notes.txt`",
+        "`idefics caption --filelist notes.txt`",
     ),
     ("ask 'What?' -i empty.jpg", 1, "`empty.jpg`", ""),
     ("ask 'What?' -i broken.jpg", 1, "`broken.jpg`", ""),
