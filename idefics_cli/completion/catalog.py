@@ -4,7 +4,7 @@ MODELS = (
     (
         "demo",
         "demo",
-        "built in, works offline; knows drawn scenes only (see `idefics demo`)",
+        "built in; knows drawn scenes only",
     ),
     (
         "smolvlm-256m",
@@ -24,17 +24,17 @@ MODELS = (
     (
         "smolvlm2-256m",
         "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
-        "second generation of smolvlm-256m, for videos too",
+        "takes videos, too",
     ),
     (
         "smolvlm2-500m",
         "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
-        "second generation of smolvlm-500m, for videos too",
+        "takes videos, too",
     ),
     (
         "smolvlm2-2.2b",
         "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
-        "second generation of smolvlm-2.2b, for videos too",
+        "takes videos, too",
     ),
     (
         "idefics2-8b",
@@ -44,7 +44,7 @@ MODELS = (
     (
         "idefics2-8b-chatty",
         "HuggingFaceM4/idefics2-8b-chatty",
-        "idefics2-8b tuned for long conversations",
+        "tuned for long conversations",
     ),
     (
         "idefics2-8b-base",
@@ -59,21 +59,21 @@ MODELS = (
     (
         "idefics-9b",
         "HuggingFaceM4/idefics-9b",
-        "the first IDEFICS (2023): Llama with cross attention to a CLIP encoder",
+        "the first IDEFICS, of 2023",
     ),
     (
         "idefics-9b-instruct",
         "HuggingFaceM4/idefics-9b-instruct",
-        "the first IDEFICS (2023): Llama with cross attention to a CLIP encoder",
+        "the first IDEFICS, of 2023",
     ),
     (
         "idefics-80b",
         "HuggingFaceM4/idefics-80b",
-        "the first IDEFICS (2023): Llama with cross attention to a CLIP encoder",
+        "the first IDEFICS, of 2023",
     ),
     (
         "idefics-80b-instruct",
         "HuggingFaceM4/idefics-80b-instruct",
-        "the first IDEFICS (2023): Llama with cross attention to a CLIP encoder",
+        "the first IDEFICS, of 2023",
     ),
 )

@@ -93,6 +93,16 @@ def test_a_person_reads_machine_versions_plan_and_a_verdict() -> None:
     assert last_line(ran) == "ready: idefics2-8b runs on cuda, after a download of about 31.3 GiB"
 
 
+def test_a_download_that_does_not_fit_is_not_ready() -> None:
+    machine = replace(machines.gpus(RTX_4090, cache=Path("/data/hub")), cache_free_bytes=20 * GIB)
+    ran = doctor(machine, "-m", "idefics2-8b")
+    assert ran.code == 1
+    assert last_line(ran) == (
+        "not ready: the download takes 31.3 GiB, and 20.0 GiB are free in /data/hub "
+        "(make room there, or set HF_HOME to a larger disk)"
+    )
+
+
 def test_the_text_holds_the_plan_of_a_dry_run() -> None:
     machine = machines.cpu(24)
     facts = next(facts for facts in registry_facts() if facts.name == "smolvlm-500m")

@@ -89,7 +89,7 @@ def _idefics1(size: str, parameters: int, shape: Shape, *, instruct: bool) -> Mo
         instruct=None if instruct else f"{name}-instruct",
         splitting=None,
         caption_prompt=_DESCRIBE if instruct else _BEGIN,
-        summary="the first IDEFICS (2023): Llama with cross attention to a CLIP encoder",
+        summary="the first IDEFICS, of 2023",
     )
 
 
@@ -152,7 +152,7 @@ _SPECS = (
         instruct=None,
         splitting=False,
         caption_prompt=_DESCRIBE,
-        summary="built in, works offline; knows drawn scenes only (see `idefics demo`)",
+        summary="built in; knows drawn scenes only",
     ),
     _smolvlm(
         "smolvlm-256m",
@@ -192,7 +192,7 @@ _SPECS = (
         shape=_SMOLVLM_256M,
         stored=None,
         context=8192,
-        summary="second generation of smolvlm-256m, for videos too",
+        summary="takes videos, too",
     ),
     _smolvlm(
         "smolvlm2-500m",
@@ -202,7 +202,7 @@ _SPECS = (
         shape=_SMOLVLM_500M,
         stored="float32",
         context=8192,
-        summary="second generation of smolvlm-500m, for videos too",
+        summary="takes videos, too",
     ),
     _smolvlm(
         "smolvlm2-2.2b",
@@ -212,7 +212,7 @@ _SPECS = (
         shape=_SMOLVLM_2B,
         stored=None,
         context=16_384,
-        summary="second generation of smolvlm-2.2b, for videos too",
+        summary="takes videos, too",
     ),
     _idefics2(
         "idefics2-8b",
@@ -226,7 +226,7 @@ _SPECS = (
         8_402_768_112,
         chats=True,
         splitting=True,
-        summary="idefics2-8b tuned for long conversations",
+        summary="tuned for long conversations",
     ),
     _idefics2(
         "idefics2-8b-base",

@@ -6,12 +6,13 @@ from dataclasses import dataclass, fields
 
 from idefics_cli.core.paths import display_path
 from idefics_cli.core.types import LoadSpec
-from idefics_cli.core.units import GIB, counted, format_size
+from idefics_cli.core.units import counted, format_size
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.kernels.table import KERNELS
 from idefics_cli.models.planning import attention, decoding, quantization
+from idefics_cli.models.planning.downloads import find_lack_of_room
 from idefics_cli.models.planning.faults import as_warning
 from idefics_cli.models.planning.needs import Need, describe_fit, describe_shortage
 from idefics_cli.models.planning.placement import Placement, PlanChoices, is_small
@@ -388,10 +389,4 @@ def _missing_files(context: Context) -> str | None:
             "the model is not in the cache, and the network is switched off: "
             f"`idefics models pull {facts.name}` fetches it"
         )
-    free, size = machine.cache_free_bytes, facts.download_bytes
-    if free is not None and size and size + GIB // 4 > free:
-        folder = display_path(machine.cache)
-        return (
-            f"the download takes {format_size(size)}, and {format_size(free)} are free in {folder}"
-        )
-    return None
+    return find_lack_of_room(facts, machine)

@@ -98,6 +98,7 @@ def _plan(invocation: Invocation, machine: Machine) -> tuple[Plan | None, Idefic
                 f"{package} cannot be imported: {machine.broken[package]}",
                 hint=f"pip install --force-reinstall {package}",
             )
+    from idefics_cli.models.planning.downloads import find_lack_of_room
     from idefics_cli.models.planning.self_tests import without_failing
 
     try:
@@ -111,6 +112,8 @@ def _plan(invocation: Invocation, machine: Machine) -> tuple[Plan | None, Idefic
             f"`{plan.facts.name}` is not in the cache, and the network is switched off",
             hint=f"`idefics models pull {plan.facts.name}` with the network",
         )
+    if lack := find_lack_of_room(plan.facts, machine):
+        return plan, ModelError(lack, hint="make room there, or set HF_HOME to a larger disk")
     return plan, None
 
 
