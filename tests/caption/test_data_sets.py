@@ -307,7 +307,9 @@ def test_a_name_that_datasets_takes_for_a_split_is_told(
 
 def as_version_0_1(journal: bytes) -> list[dict[str, object]]:
     """Return the lines without checksums, and each record where its row was written."""
-    entries, waiting, offset = [], {}, 0
+    entries: list[dict[str, object]] = []
+    waiting: dict[int, dict[str, object]] = {}
+    offset = 0
     for line in journal.splitlines(keepends=True):
         entry = {k: v for k, v in json.loads(line).items() if k != "crc"}
         if entry.pop("waits", False):
