@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from idefics_cli.cli.api_key import KEY_VARIABLE, read_key
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import image_limits
-from idefics_cli.config.settings import setting_table
-from idefics_cli.core.errors import NoServerError, UsageError
+from idefics_cli.config.settings import LOCAL, setting_table
+from idefics_cli.core.errors import IdeficsError, NoServerError, UsageError
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.engine.remote.address import is_local, read_address
 
@@ -35,11 +37,33 @@ def served_spec(invocation: Invocation, *, model: str | None = None) -> LoadSpec
         NoServerError: If the server cannot be reached, or wants another key.
         ModelError: If it does not have the model.
     """
-    url, key = server_address(invocation)
-    if model is None:
-        tell_destination(invocation, url, key)
-    models = served_models(invocation, url, key)
-    return choose_served(invocation, url, key, models, model=model)
+    with telling_origin(invocation):
+        url, key = server_address(invocation)
+        if model is None:
+            tell_destination(invocation, url, key)
+        models = served_models(invocation, url, key)
+        return choose_served(invocation, url, key, models, model=model)
+
+
+@contextmanager
+def telling_origin(invocation: Invocation) -> Iterator[None]:
+    """Add to the hints of errors where the address comes from if no option of the call gave it."""
+    try:
+        yield
+    except IdeficsError as error:
+        place = _place_of_address(invocation)
+        if place is not None:
+            tail = f"{place} names the server; `--server {LOCAL}` runs the model here"
+            error.hint = f"{error.hint}; {tail}" if error.hint else tail
+        raise
+
+
+def _place_of_address(invocation: Invocation) -> str | None:
+    """Return the variable or the file that names the server; None if `--server` is typed."""
+    origin = invocation.resolved.origins["server"]
+    if origin.source == "flag":
+        return None
+    return f"`{origin.name}`" if origin.name else "this chat"
 
 
 def choose_served(
@@ -77,8 +101,9 @@ def server_address(invocation: Invocation) -> tuple[str, str]:
     for name in _CHOSEN_THERE:
         if origins[name].source == "flag":
             flag = setting_table()[name].flag
+            server = "--server" if _place_of_address(invocation) is None else "a server"
             raise UsageError(
-                f"{flag} and --server exclude each other: the server runs the model",
+                f"{flag} and {server} exclude each other: the server runs the model",
                 hint=f"leave `{flag}` out",
             )
     url = read_address(settings.server or "")

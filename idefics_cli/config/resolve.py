@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from idefics_cli.config.setting import Setting, Value
 from idefics_cli.config.settings import (
+    LOCAL,
     Settings,
     closest_name,
     setting_table,
@@ -112,6 +113,8 @@ def resolve(
             or _from_file(setting, stored, file)
             or (setting.default, Origin("default"))
         )
+    if values["server"] == LOCAL:
+        values["server"] = None
     settings = Settings(**values)  # type: ignore[arg-type]  # checked by Setting.check
     warnings = _unknown_variables(environ)
     resolved = Resolved(settings, origins, file, warnings, models, stored)

@@ -16,6 +16,8 @@ from idefics_cli.core.types import Attention, DtypeName, ImageLimits, Quantizati
 DEFAULT_MODEL = "smolvlm-500m"  # small enough for any machine; a download of 1 GB
 ANSWER_TOKENS = 512
 CAPTION_TOKENS = 256
+LOCAL = "local"
+"""The value of `server` that means this machine, whatever a source of lower precedence says."""
 
 T = TypeVar("T")
 
@@ -39,7 +41,8 @@ class Settings:
         None, help="LoRA adapter: a folder or a Hub id. Without a model, its base model."
     )
     server: str | None = _setting(
-        None, help="Use the model of this server, such as http://127.0.0.1:8000."
+        None,
+        help="Use the model of this server, such as http://127.0.0.1:8000; `local` uses none.",
     )
     device: str = _setting(
         "auto",

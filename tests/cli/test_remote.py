@@ -142,6 +142,55 @@ def test_what_contradicts_a_server_is_a_usage_error(words: list[str], message: s
     assert message in ran.err
 
 
+@pytest.mark.parametrize("source", ["variable", "file"])
+def test_a_server_of_the_settings_is_told_and_left_out_with_local(
+    source: str, demo: HttpServer, scenes: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.toml"
+    name = "IDEFICS_SERVER" if source == "variable" else str(file)
+
+    def with_server(url: str, *words: str) -> Ran:
+        file.write_text("" if source == "variable" else f'server = "{url}"')
+        environ = {"IDEFICS_CONFIG": str(file)}
+        if source == "variable":
+            environ["IDEFICS_SERVER"] = url
+        return run(*words, services=Services(environ=environ, stdin=None))
+
+    with scripted_server(Scripted()) as server:
+        gone = server.url
+    tail = f"`{name}` names the server; `--server local` runs the model here"
+    for url, words, error in (
+        (demo.url, ["caption", str(scenes), "--device", "cpu"], "--device and a server exclude"),
+        (demo.url, ["ask", "Hi", "-m", "llava"], "has no model `llava`"),
+        (gone, ["ask", "Hi"], "nothing listens there"),
+        (gone, ["doctor"], "nothing listens there"),
+        ("nowhere", ["ask", "Hi"], "`nowhere` is not the address of a server"),
+    ):
+        ran = with_server(url, *words)
+        assert ran.code in (1, 2)
+        assert error in ran.err
+        assert tail in ran.err
+    local = ["--server", "local", "-m", "demo"]
+    for words in (["ask", "Hi", "--dry-run"], ["caption", picture_in(scenes), "--dry-run"]):
+        shown = with_server(gone, *words, *local, "--device", "cpu")
+        assert shown.code == 0, shown.err
+        assert gone not in shown.out
+    assert "ready: demo runs on" in with_server(gone, "doctor", *local).out
+
+
+def test_local_is_also_a_value_of_the_variable_and_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('server = "local"')
+    for variables in ({"IDEFICS_SERVER": "local"}, {"IDEFICS_CONFIG": str(file)}):
+        ran = idefics("ask", "Hi", "-m", "demo", "--dry-run", **variables)
+        assert ran.code == 0, ran.err
+    file.write_text('server = "http://127.0.0.1:9"')
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Hi"}')
+    words = ["batch", str(tmp_path / "rows.jsonl"), "-m", "demo", "--dry-run"]
+    assert idefics(*words, IDEFICS_CONFIG=str(file)).code == 1
+    assert idefics(*words, "--server", "local", IDEFICS_CONFIG=str(file)).code == 0
+
+
 def test_a_model_that_the_server_lacks_is_told_with_those_that_it_has(demo: HttpServer) -> None:
     ran = idefics("ask", "Hi", "--server", demo.url, "-m", "llava")
     assert (ran.code, ran.out) == (1, "")

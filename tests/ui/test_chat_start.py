@@ -226,6 +226,8 @@ def test_a_session_goes_on_at_its_server(tmp_path: Path, person: list[str]) -> N
         for arguments, expected in (
             (("--server", server.url), url),
             (("-c",), url),
+            (("-c", "--server", "local"), None),
+            (("-c", "--server", server.url), url),
             (("-c", "-m", "smolvlm-256m"), None),
         ):
             here = world(tmp_path, "A cat.")

@@ -237,8 +237,8 @@ def _split_server(name: str) -> tuple[str, str | None]:
 def _as_before(invocation: Invocation, name: str) -> Invocation:
     """Return *invocation* with the model *name* of a session, and with its server if it has one."""
     model, url = _split_server(name)
-    if url is None:
-        return _with_model(invocation, *_split_name(name))
+    if url is None or invocation.resolved.is_given("server"):  # `--server local`
+        return _with_model(invocation, *_split_name(model))
     invocation = _with_model(invocation, model)
     resolved = invocation.resolved
     settings = replace(resolved.settings, server=url)

@@ -10,6 +10,7 @@ from idefics_cli.cli.server_choice import (
     served_models,
     server_address,
     tell_destination,
+    telling_origin,
 )
 from idefics_cli.core.errors import EXIT_DONE, EXIT_FAILURE, IdeficsError
 from idefics_cli.core.text import abbreviated
@@ -31,14 +32,16 @@ def check_server(invocation: Invocation) -> int:
     """
     from idefics_cli.engine.remote.survey import find_sight
 
-    url, key = server_address(invocation)
-    tell_destination(invocation, url, key)
-    models = served_models(invocation, url, key)
+    with telling_origin(invocation):
+        url, key = server_address(invocation)
+        tell_destination(invocation, url, key)
+        models = served_models(invocation, url, key)
     spec: LoadSpec | None = None
     sight: Sight | None = None
     problem: IdeficsError | None = None
     try:
-        spec = choose_served(invocation, url, key, models)
+        with telling_origin(invocation):
+            spec = choose_served(invocation, url, key, models)
         if spec.chats:
             with invocation.console.status("asking about a picture"):
                 sight = find_sight(spec)
