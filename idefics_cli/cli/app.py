@@ -83,8 +83,7 @@ def main() -> NoReturn:
         # triton, which PyTorch's builds for CUDA import, prints its "leaked instances" to stderr.
         others = [t for t in threading.enumerate() if t is not threading.main_thread()]
         if end.code != EXIT_INTERRUPTED and not any(thread.daemon for thread in others):
-            if others:
-                raise  # Python waits for threads that are no daemons
+            threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as Python does
             atexit._run_exitfuncs()
         _leave_at_once(int(end.code or EXIT_DONE))
     _leave_at_once(EXIT_INTERRUPTED)

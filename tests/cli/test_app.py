@@ -181,7 +181,8 @@ def test_the_end_runs_exit_functions_but_does_not_take_libraries_down() -> None:
     # As triton, which prints "leaked instances" while Python frees its modules.
     program = textwrap.dedent(
         """
-        import atexit, os, sys
+        import atexit, os, sys, time
+        from concurrent.futures import ThreadPoolExecutor
         from idefics_cli.cli.app import main
 
         class Library:
@@ -190,12 +191,14 @@ def test_the_end_runs_exit_functions_but_does_not_take_libraries_down() -> None:
 
         library = Library()
         atexit.register(sys.stderr.write, "closed")
+        pool = ThreadPoolExecutor(1)
+        pool.submit(lambda: (time.sleep(0.3), os.write(2, b"worked ")))
         sys.argv = ["idefics", "--version"]
         main()
         """
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
-    assert (ran.returncode, ran.stderr) == (0, b"closed")
+    assert (ran.returncode, ran.stderr) == (0, b"worked closed")
     assert ran.stdout.startswith(b"idefics ")
 
 
