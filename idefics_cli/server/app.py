@@ -46,7 +46,8 @@ def make_app(service: Service, *, tell: Callable[[str], None]) -> ASGIApp:
     # A redirect would hold the `Host` header of the request.
     app.router.redirect_slashes = False
     guarded = Guards(app, service.options.access)
-    return Exchanges(guarded, metrics=service.metrics, tell=tell)
+    logs_ids = service.options.logs_ids
+    return Exchanges(guarded, metrics=service.metrics, tell=tell, logs_ids=logs_ids)
 
 
 class _Pages:

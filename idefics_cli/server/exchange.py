@@ -77,7 +77,7 @@ class Exchange:
         """Time since its beginning."""
         return time.perf_counter() - self.started
 
-    def line(self) -> str:
+    def line(self, *, with_id: bool) -> str:
         """Return the line of the log: no prompt, no reply, no key and no address of a picture."""
         asked = self.endpoint or abbreviated(self.asked, _MOST_SHOWN)
         words = [time.strftime("%H:%M:%S"), asked, str(self.status or "-")]
@@ -96,7 +96,9 @@ class Exchange:
         if self.unknown:
             words.append(f"unknown field {abbreviated(', '.join(self.unknown), _MOST_SHOWN)},")
         words.append(f"{self.seconds:.2f} s")
-        return " ".join([*words, *(["client gone"] if self.is_gone else []), self.identity])
+        if self.is_gone:
+            words.append("client gone")
+        return " ".join([*words, self.identity] if with_id else words)
 
 
 def exchange_of(scope: Scope) -> Exchange:
@@ -113,10 +115,19 @@ class Exchanges:
         app: Answers requests.
         metrics: Counts them.
         tell: Called with the line of each exchange.
+        logs_ids: Whether the line ends with the id.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        tell: Callable[[str], None],
+        logs_ids: bool = True,
+    ) -> None:
         self._app = app
+        self._logs_ids = logs_ids
         self._metrics = metrics
         self._tell = tell
 
@@ -169,7 +180,7 @@ class Exchanges:
             metrics.request_seconds.observe(exchange.seconds)
         if exchange.first_seconds is not None:
             metrics.first_seconds.observe(exchange.first_seconds)
-        self._tell(exchange.line())
+        self._tell(exchange.line(with_id=self._logs_ids))
 
 
 async def _answer_error(error: ApiError, exchange: Exchange, send: Send) -> None:

@@ -41,6 +41,7 @@ class ServerOptions:
         keep_alive_seconds: How long an unused model stays loaded; None for ever.
         role_seconds: After so long without text, a stream begins with an event without text.
         silence_seconds: After so long without text, a stream gets an event without text.
+        logs_ids: Whether the line of a request in the log ends with its id.
     """
 
     spec: LoadSpec
@@ -56,6 +57,7 @@ class ServerOptions:
     keep_alive_seconds: float | None = None
     role_seconds: float = 10.0
     silence_seconds: float = 15.0
+    logs_ids: bool = True
 
 
 class Call:

@@ -207,14 +207,14 @@ def test_a_dry_run_shows_the_plan_and_listens_nowhere() -> None:
 
 @contextmanager
 def started(
-    python: tuple[str, ...], *arguments: str, **variables: str
+    python: tuple[str, ...], *arguments: str, stderr: int = subprocess.PIPE, **variables: str
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Start a server of the built-in model, and return its process and its port."""
     model = () if "-m" in arguments else ("-m", "demo")
     process = subprocess.Popen(
         [*python, "-m", "idefics_cli", "serve", *model, "--port", "0", "--json", *arguments],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         env={**os.environ, **variables},
     )
@@ -361,6 +361,27 @@ def test_a_reader_of_the_log_that_stops_does_not_stop_the_answers(
         ended(process)
 
     assert process.returncode == 0
+
+
+@posix
+@pytest.mark.parametrize("verbose", [False, True])
+def test_lines_on_a_terminal_have_no_id_unless_verbose(
+    verbose: bool, warm_python: tuple[str, ...]
+) -> None:
+    reader, terminal = os.openpty()
+    with started(warm_python, *["-v"][:verbose], stderr=terminal) as (process, port):
+        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("GET", "/health", headers={"X-Request-Id": "mine-1.2"})
+        assert read(connection.getresponse())[0] == 200
+        connection.close()
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    os.close(terminal)
+    shown = os.read(reader, 65536).decode()
+    os.close(reader)
+
+    assert " health 200 0." in shown
+    assert ("mine-1.2" in shown) is verbose
 
 
 @posix

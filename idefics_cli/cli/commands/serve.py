@@ -183,6 +183,8 @@ def _options(invocation: Invocation, plan: Plan, access: Access) -> ServerOption
         body=BodyLimits(settings.max_request_bytes),
         most_body_bytes=4 * settings.max_request_bytes,
         keep_alive_seconds=_seconds(settings.keep_alive),
+        # With an id, a line is longer than most terminals are wide.
+        logs_ids=settings.verbose or not invocation.console.err.isatty(),
     )
 
 
