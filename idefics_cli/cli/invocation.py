@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 
 import typer
@@ -73,7 +73,7 @@ def begin_command(context: typer.Context) -> Invocation:
     )
     context.meta[CONSOLE] = console
     log_to(console)
-    for line in resolved.warnings:
+    for line in (*resolved.warnings, *_unknown_models(resolved)):
         console.warn(line)
     # Without this variable, torch has no fused attention on many consumer GPUs of AMD, and the
     # scores of a picture of Idefics2 would take 14 GiB (torch 2.13, sdp_utils.cpp).
@@ -86,6 +86,21 @@ def begin_command(context: typer.Context) -> Invocation:
     else:
         _silence_libraries(environ)
     return Invocation(resolved, console, services)
+
+
+def _unknown_models(resolved: Resolved) -> Iterator[str]:
+    """Yield a line for each table `[models."NAME"]` of the file whose model is unknown.
+
+    A server may have models of any name.
+    """
+    if not resolved.models or resolved.is_given("server"):
+        return
+    from idefics_cli.models.hub.registry import find_model, unknown_model
+
+    for name in resolved.models:
+        if not (find_model(name) or "/" in name or os.path.isdir(name)):
+            error = unknown_model(name)
+            yield f'`[models."{name}"]` in `{resolved.file}`: {error}; {error.hint}'
 
 
 def _is_crowded(threads: int | None) -> bool:

@@ -16,6 +16,10 @@ Value = str | int | float | bool | None
 
 _FLOAT_BITS = 1023
 _SHOWN_BITS = 10_000
+# Names that other programs use for our choices.
+_SYNONYMS: Mapping[str, str] = MappingProxyType(
+    {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "nf4": "4bit"}
+)
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -132,8 +136,9 @@ class Setting:
 
     def _check_text(self, value: str) -> None:
         if self.choices and value not in self.choices:
-            closest_name = difflib.get_close_matches(value.lower(), self.choices, n=1)
-            guess = f"; did you mean `{closest_name[0]}`?" if closest_name else ""
+            meant = _SYNONYMS.get(value.lower(), value.lower())
+            close = difflib.get_close_matches(meant, self.choices, n=1)
+            guess = f"; did you mean `{close[0]}`?" if close else ""
             raise ValueError(f"must be {self.expectation}, not {_quoted(value)}{guess}")
         if self.pattern and not re.fullmatch(self.pattern, value):
             raise ValueError(f"must be {self.expectation}, not {_quoted(value)}")

@@ -83,3 +83,24 @@ def test_a_misspelt_variable_is_a_warning(tmp_path: Path) -> None:
     assert ran.err == "warning: unknown variable IDEFICS_TOPK; did you mean IDEFICS_TOP_K?\n"
     ran = run("config", services=services(tmp_path, IDEFICS_TOPK="1", IDEFICS_QUIET="1"))
     assert (ran.code, ran.err) == (0, "")
+
+
+def test_a_table_of_an_unknown_model_is_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    (tmp_path / "own").mkdir()
+    known = ("demo", "SmolVLM-256m", "someone/else", str(tmp_path / "own"))
+    file.write_text("".join(f'[models."{name}"]\nseed = 1\n' for name in known))
+    environ = {"IDEFICS_CONFIG": str(file)}
+    assert run("config", services=services(tmp_path, **environ)).err == ""
+
+    file.write_text('[models."smolvlm-256"]\nseed = 1\n[models."x"]\n')
+    ran = run("config", services=services(tmp_path, **environ))
+    assert ran.code == 0
+    words = " ".join(ran.err.split())
+    assert 'warning: `[models."smolvlm-256"]` in' in words
+    assert "unknown model `smolvlm-256`; did you mean `smolvlm-256m` or" in words
+    assert "unknown model `x`; `idefics models` lists the names" in words
+
+    # A server may have a model of any name.
+    environ["IDEFICS_SERVER"] = "http://127.0.0.1:9"
+    assert run("config", services=services(tmp_path, **environ)).err == ""

@@ -161,6 +161,15 @@ def test_each_source_hides_the_next(tmp_path: Path) -> None:
         ("offline", "maybe", "must be true or false, not `maybe`"),
         ("device", "gpu", "must be auto, cpu, mps, cuda or cuda:N, not `gpu`"),
         ("device", "cpux", "must be auto, cpu, mps, cuda or cuda:N, not `cpux`"),
+        *(
+            (
+                "dtype",
+                typed,
+                f"must be auto, bfloat16, float16 or float32, not `{typed}`; "
+                f"did you mean `{meant}`?",
+            )
+            for typed, meant in (("fp16", "float16"), ("BF16", "bfloat16"), ("fp32", "float32"))
+        ),
         (
             "quantization",
             "4bits",

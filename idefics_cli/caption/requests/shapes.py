@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Literal
 
@@ -26,6 +27,7 @@ from idefics_cli.core.conversation.pictures import (
 )
 from idefics_cli.core.errors import PromptError
 from idefics_cli.core.json_objects import JsonObject, checked_text, kind_of
+from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import Attachment, GenerationRequest, Message, Mode, Part, Sampling
 from idefics_cli.engine.api_fields import LABELS
 from idefics_cli.engine.schema.form import ReplyForm
@@ -100,6 +102,12 @@ def shape_of(row: JsonObject) -> Shape:
         return "messages"
     if any(row.get(name) is not None for name in PROMPTS):
         return "prompt"
+    for name in row:
+        known = (*PROMPTS, *CONVERSATIONS)
+        if name not in known and (near := get_close_matches(name.lower(), known, 1, cutoff=0.8)):
+            raise PromptError(
+                f"no prompt, but `{abbreviated(name)}`", hint=f"did you mean `{near[0]}`?"
+            )
     raise PromptError(
         "no prompt", hint="a row has `prompt` or `messages`, or is a line of an OpenAI batch"
     )

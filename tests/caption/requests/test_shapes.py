@@ -220,6 +220,9 @@ WRONG: list[tuple[Any, str]] = [
     ('{"a":' * 100_000, "not valid JSON: it is nested deeper than 100 levels"),
     ("[1]", "not a JSON object"),
     ({}, "no prompt"),
+    ({"image": "a", "promt": "Hi"}, "no prompt, but `promt`"),
+    ({"message": [USER]}, "no prompt, but `message`"),
+    ({"text": "Hi"}, "no prompt"),
     ({"prompt": "  "}, "`prompt` is empty"),
     ({"prompt": 5}, "`prompt` is not text but a number"),
     ({"prompt": "x" * 4_000_001}, "`prompt` is longer than 4,000,000 characters"),
@@ -289,6 +292,20 @@ WRONG: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("row", "message"), WRONG, ids=[message[:50] for _, message in WRONG])
 def test_a_wrong_row_is_refused_by_the_name_of_its_field(row: Any, message: str) -> None:
     assert error_of(row) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("promt", "did you mean `prompt`?"),
+        ("Message", "did you mean `messages`?"),
+        ("text", "a row has `prompt` or `messages`, or is a line of an OpenAI batch"),
+    ],
+)
+def test_the_hint_of_a_row_without_a_prompt_has_the_nearest_name(name: str, hint: str) -> None:
+    with pytest.raises(PromptError) as info:
+        asked({"image": "a", name: "Hi"})
+    assert info.value.hint == hint
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ OPTIONS = (
     Call("ask x --threads 100000", UsageError,
         "--threads must be from 1 to 1024, not `100000`"),
     Call("ask x --dtype fp16", UsageError,
-        "--dtype must be auto, bfloat16, float16 or float32, not `fp16`"),
+        "--dtype must be auto, bfloat16, float16 or float32, not `fp16`; "
+        "did you mean `float16`?"),
     Call("ask x --quiet --verbose", UsageError, "--quiet and --verbose exclude each other"),
     Call("chat --timeout-seconds 0", UsageError,
         "--timeout-seconds must be more than 0 and at most 1000000, not `0.0`"),
