@@ -149,6 +149,14 @@ def test_what_cannot_work_on_a_cluster_is_refused(arguments: list[str], error: s
     assert tuple(ran) == (2, "", error)
 
 
+def test_a_server_of_the_settings_that_excludes_a_cluster_is_told() -> None:
+    Path("a.jpg").write_bytes(b"a")
+    world = World(FakeEngine(describe_photo), environ={"IDEFICS_SERVER": "http://127.0.0.1:9"})
+    ran = run("caption", "a.jpg", "--ray", "auto", services=world.services)
+    assert ran.code == 2
+    assert "hint: `IDEFICS_SERVER` names the server; `--server local` runs the model" in ran.err
+
+
 def test_without_ray_the_error_names_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

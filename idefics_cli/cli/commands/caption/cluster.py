@@ -11,6 +11,7 @@ from idefics_cli.cli.commands.caption.devices import Workers, plan_workers
 from idefics_cli.cli.commands.caption.inputs import Inputs
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import find_facts, plan_choices, plan_here, with_base_model
+from idefics_cli.cli.server_choice import telling_origin
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import PlanError, UsageError
 from idefics_cli.core.types import LoadSpec, Progress
@@ -99,9 +100,11 @@ def find_workers(invocation: Invocation, given: Inputs) -> Workers | None:
         if invocation.resolved.origins["workers"].source == "flag":
             raise UsageError("--workers needs --ray", hint="`--devices cpu:2` is for this machine")
         return None if settings.server else plan_workers(invocation, given)
-    if settings.devices is not None or settings.server is not None:
-        other = "--devices" if settings.devices is not None else "--server"
-        raise UsageError(f"--ray and {other} exclude each other")
+    if settings.devices is not None:
+        raise UsageError("--ray and --devices exclude each other")
+    if settings.server is not None:
+        with telling_origin(invocation):
+            raise UsageError("--ray and --server exclude each other")
     if given.fileless:
         raise UsageError(
             f"--ray shares files among nodes, and {given.fileless} is one picture",
