@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from idefics_cli.cli import server_choice
 from idefics_cli.cli.services import Services
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.demo.samples import write_samples
@@ -230,6 +231,19 @@ def test_the_key_comes_from_the_variable_or_a_file_and_is_shown_nowhere(tmp_path
         assert "hint: put its key into the variable IDEFICS_API_KEY" in shown[0].err
         texts = [text for ran in shown for text in (ran.out, ran.err)] + server.lines
         assert not any(KEY in text or "wrong-key" in text for text in texts)
+
+
+def test_it_is_told_that_pictures_leave_this_machine_and_that_the_key_can_be_read(
+    demo: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = f"note: pictures and prompts go to {demo.url}/v1\n"
+    monkeypatch.setattr(server_choice, "is_local", lambda url: False)
+    call = ("ask", "Hi", "--server", demo.url)
+    assert idefics(*call).err == note
+    warning = f"warning: the key goes to {demo.url}/v1 unencrypted; https protects it\n"
+    assert idefics(*call, IDEFICS_API_KEY=KEY).err == warning + note
+    assert tuple(idefics(*call, "--offline"))[:2] == (2, "")
+    assert "is another machine" in idefics(*call, "--offline").err
 
 
 def completion(prompt_tokens: int) -> Scripted:
