@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Protocol
@@ -171,20 +170,19 @@ def check_speeds(
         make_probe: Makes the model of a spec; None makes a `SpeedProbe`.
         broken: Kernels that compute wrongly here, and are left out.
     """
+    from idefics_cli.models.kernels.openmp import torch_threads
+
     if make_probe is None:
         from idefics_cli.models.loading.speed_probe import SpeedProbe
 
         make_probe = SpeedProbe
-    # Claims compare neighbours in this order.
-    formats: tuple[SpeedFormat, ...] = ("float32", "bfloat16", "8bit", "int4")
-    formats += ("nf4",) if "nf4" in choose_4bit(machine, facts.shape) else ()
     option = Placement("cpu", (), "float32", "none", splitting=False)
     threads = default_threads(option, facts, machine) or 1
     watch = ForeignLoad(load, clock)
-    with _torch_threads(threads):
+    with torch_threads(threads):
         probes = {
             name: make_probe(_spec_of(name, facts.family, machine, broken), machine)
-            for name in formats
+            for name in _formats(facts, machine)
         }
         for probe in probes.values():
             probe.read_prompt()
@@ -192,6 +190,12 @@ def check_speeds(
         with watch.watching():
             times = _RoundTimes.measure(probes, clock)
     return _result(times, watch, machine, threads)
+
+
+def _formats(facts: ModelFacts, machine: Machine) -> tuple[SpeedFormat, ...]:
+    """Return the formats that a plan may choose, in an order in which neighbours are compared."""
+    formats: tuple[SpeedFormat, ...] = ("float32", "bfloat16", "8bit", "int4")
+    return (*formats, "nf4") if "nf4" in choose_4bit(machine, facts.shape) else formats
 
 
 def _result(times: _RoundTimes, watch: ForeignLoad, machine: Machine, threads: int) -> SpeedCheck:
@@ -267,15 +271,3 @@ class _RoundTimes:
         if any(statistics.median(each) > _UNSTEADY * min(each) for each in rounds):
             return "equal steps took different times"
         return None
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

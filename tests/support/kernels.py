@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,20 +40,14 @@ def relative_error(given: Tensor, wanted: Tensor) -> float:
     return float((given.double() - wanted.double()).norm() / wanted.double().norm())
 
 
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch, and so the kernels, use *count* threads in the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def refusing(*arguments: object) -> Tensor:
     """Stand in for a kernel that the processor cannot run."""
     raise RuntimeError("no such instruction")
+
+
+def zeros(rows: Tensor, *rest: object) -> Tensor:
+    """Stand in for a product of a layer with 96 outputs that computes wrongly."""
+    return torch.zeros(len(rows), 96, dtype=rows.dtype)
 
 
 def lying(product: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -49,3 +49,14 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         set_threads(before)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch, and so the kernels, use *count* threads in the `with` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

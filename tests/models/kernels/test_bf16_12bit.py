@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from idefics_cli.models.kernels.bf16_12bit import kernel
 from idefics_cli.models.kernels.bf16_12bit.linear import CompactLinear
-from tests.support.kernels import lying, needs_compiler, refusing, relative_error, torch_threads
+from idefics_cli.models.kernels.openmp import torch_threads
+from tests.support.kernels import lying, needs_compiler, refusing, relative_error
 
 pytestmark = needs_compiler
 

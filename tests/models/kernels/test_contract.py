@@ -19,8 +19,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from idefics_cli.core.types import KernelChoice
 from idefics_cli.models.kernels.linear import KernelLinear, QuantizedLinear
+from idefics_cli.models.kernels.openmp import torch_threads
 from idefics_cli.models.kernels.table import KERNELS, Kernel, Part
-from tests.support.kernels import relative_error, torch_threads
+from tests.support.kernels import relative_error
 
 LINEAR = [name for name, row in KERNELS.items() if row.parts & {"text", "head", "vision"}]
 QUANTIZED = [name for name in LINEAR if KERNELS[name].weights in ("int8", "int4")]

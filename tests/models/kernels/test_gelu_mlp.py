@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionMLP
 
 from idefics_cli.models.kernels.gelu_mlp import GeluMlp
 from idefics_cli.models.kernels.table import KERNELS
-from tests.support.kernels import refusing, relative_error
+from tests.support.kernels import refusing, relative_error, zeros
 
 
 def library_mlp(activation: str, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
@@ -54,9 +54,6 @@ def test_other_modules_are_left_alone() -> None:
 def test_functions_that_are_missing_or_wrong_fail_the_self_test(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def lies(rows: Tensor, *rest: object) -> Tensor:
-        return torch.zeros(len(rows), 96, dtype=rows.dtype)
-
-    for function in (refusing, lies):
+    for function in (refusing, zeros):
         monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", function)
         assert not GeluMlp.passes_self_test()

@@ -10,7 +10,8 @@ from idefics_cli.models.kernels.int4 import kernel as int4_kernel
 from idefics_cli.models.kernels.int4 import linear
 from idefics_cli.models.kernels.int4.compiled import CompiledInt4Linear, quantize
 from idefics_cli.models.kernels.int4.linear import dequantize
-from tests.support.kernels import lying, needs_compiler, refusing, relative_error, torch_threads
+from idefics_cli.models.kernels.openmp import torch_threads
+from tests.support.kernels import lying, needs_compiler, refusing, relative_error
 
 pytestmark = needs_compiler
 

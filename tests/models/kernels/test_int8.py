@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from idefics_cli.models.kernels.int8 import kernel as int8_kernel
 from idefics_cli.models.kernels.int8.linear import CompiledInt8Linear, TorchInt8Linear, quantize
-from tests.support.kernels import lying, needs_compiler, refusing, relative_error, torch_threads
+from idefics_cli.models.kernels.openmp import torch_threads
+from tests.support.kernels import lying, needs_compiler, refusing, relative_error
 
 
 def test_the_largest_weight_of_an_output_is_127() -> None:

@@ -10,7 +10,8 @@ import torch
 
 from idefics_cli.models.kernels import compiler, jit
 from idefics_cli.models.kernels.int8.linear import CompiledInt8Linear
-from tests.support.kernels import needs_compiler, torch_threads
+from idefics_cli.models.kernels.openmp import torch_threads
+from tests.support.kernels import needs_compiler
 
 if TYPE_CHECKING:
     from llvmlite import ir

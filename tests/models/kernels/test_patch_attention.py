@@ -13,7 +13,8 @@ from torch.nn import functional
 from idefics_cli.models.kernels import patch_attention
 from idefics_cli.models.kernels.attention import TILED, Way
 from idefics_cli.models.kernels.compiler import compiled_for
-from tests.support.kernels import relative_error, torch_threads
+from idefics_cli.models.kernels.openmp import torch_threads
+from tests.support.kernels import relative_error
 
 LAYER = cast("nn.Module", SimpleNamespace(is_causal=False, num_key_value_groups=1, training=False))
 

@@ -19,12 +19,13 @@ from idefics_cli.core.types import KernelChoice, LoadSpec
 from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.kernels import code_store
 from idefics_cli.models.kernels.jit import CompiledModule
+from idefics_cli.models.kernels.openmp import torch_threads
 from idefics_cli.models.kernels.text_step.layout import Format
 from idefics_cli.models.kernels.text_step.program import BARRIER, StepKind, write_module
 from idefics_cli.models.kernels.text_step.step import TextModel, TextStep
 from idefics_cli.models.loading import text_step
 from idefics_cli.models.loading.loader import Loaded, load
-from tests.support.kernels import needs_compiler, relative_error, spec_of, torch_threads
+from tests.support.kernels import needs_compiler, relative_error, spec_of
 
 pytestmark = needs_compiler
 
