@@ -241,7 +241,9 @@ def _failed(url: str, error: Exception) -> ImageError:
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         return ImageError(f"no such file: `{name}`", kind="missing", hint="check the address")
     if isinstance(error, ValueError):
-        return _fetch_failed(url, "it is no valid address", "`**` stands alone between slashes")
+        return _fetch_failed(
+            url, "it is no valid address", "a `**` must stand alone between slashes"
+        )
     kind = type(error).__name__
     if isinstance(error, PermissionError) or "credential" in kind.lower():
         return _fetch_failed(url, "access is denied", "check the credentials of this store")

@@ -237,8 +237,11 @@ def test_what_cannot_become_archives_is_refused() -> None:
         (("more/00000.tar",), "`data/00000.tar` and `more/00000.tar` would both be in"),
         (("a.jpg",), "webdataset writes an archive for each archive, and `a.jpg` is in none"),
         (("-o", "new.tar"), "webdataset writes archives into a folder, and `new.tar` names an"),
-        (("-o", "x/new.Tar.gz"), "hint: `-o x/new`: each archive in it has its former name"),
-        (("-o", "new.tgz"), "hint: `-o new`: each archive in it has its former name"),
+        (
+            ("-o", "x/new.Tar.gz"),
+            "hint: `-o x/new`: each new archive in it keeps the name of its source",
+        ),
+        (("-o", "new.tgz"), "hint: `-o new`: each new archive in it keeps the name of its source"),
         (("--existing", "append"), "`--existing append` is for files of one caption each"),
     ):
         ran = caption(*arguments)

@@ -33,7 +33,7 @@ from idefics_cli.core.types import CaptionRecord, Progress
 from idefics_cli.core.units import counted
 
 # Batches of pictures that a worker has: one that the model answers, and those that it reads ahead.
-# If a batch is one picture, it has more, so that it can work while the run gathers records.
+# If a batch is one picture, a worker has more batches, so that it works while records are gathered.
 _BATCHES = 4
 _LEAST_PICTURES = 8
 # A worker has fewer until all workers are ready, so that the first one does not take all pictures.

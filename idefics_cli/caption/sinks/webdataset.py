@@ -96,7 +96,7 @@ class WebdatasetSink(JsonlSink):
         if folder != target.path and not target.path.is_dir():
             raise UsageError(
                 f"webdataset writes archives into a folder, and `{target.path}` names an archive",
-                hint=f"`-o {folder}`: each archive in it has its former name",
+                hint=f"`-o {folder}`: each new archive in it keeps the name of its source",
             )
         self._folder = target.path
         self._has_only_rows = is_unfinished(target.path.name)
@@ -129,7 +129,7 @@ class WebdatasetSink(JsonlSink):
         if existing in ("append", "prepend"):
             raise UsageError(
                 f"`--existing {existing}` is for files of one caption each",
-                hint="`skip` leaves out the archives that are written",
+                hint="`skip` leaves out the archives that already exist",
             )
         there = [each.output for each in self._archives.values() if each.output.exists()]
         if there and existing == "error" and self._given.resume_at is None:

@@ -129,7 +129,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return *weight* (out, in) as int8 from -127 to 127, and the scale (out,) of each output."""
     wide = weight.detach().float()
     highest = wide.abs().amax(dim=1)
-    # The scale of a weight that is not a number is none either, so a reply tells the damage.
+    # If a weight is NaN, its scale is NaN, too, so a reply shows the damage.
     scale = torch.where(highest == 0, torch.ones_like(highest), highest / 127)
     # The division makes a new tensor, because *wide* can be the weight itself: `float()` returns a
     # float32 weight unchanged, and this weight may be mapped from its file.
