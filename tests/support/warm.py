@@ -44,7 +44,9 @@ def ask(path: str, arguments: list[str]) -> int:
 
     def pass_on(number: int, frame: object) -> None:
         if started:
-            os.kill(started, number)
+            # A terminal that is closed sends SIGHUP at a time when its run may have ended.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(started, number)
 
     for name in PASSED_ON:
         signal.signal(getattr(signal, name), pass_on)

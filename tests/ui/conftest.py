@@ -18,15 +18,14 @@ def open_terminal(warm_python: tuple[str, ...]) -> Iterator[Open]:
     """Return a function that opens a terminal with a chat.
 
     The chat is a fork of a warm Python, but for a mode that says otherwise: a fork does not belong
-    to the terminal, and gets the signals of keys from its client. With readline, some forks ended
-    with code 120, so modes that read lines have a new Python.
+    to the terminal, and gets the signals of keys from its client.
     """
     from tests.support.chat_terminal import MODES, Terminal
 
     opened: list[Terminal] = []
 
     def get(home: Path, *arguments: str, mode: Mode = MODES[0]) -> Terminal:
-        python = (sys.executable,) if mode.is_fresh or not mode.draws else warm_python
+        python = (sys.executable,) if mode.is_fresh else warm_python
         opened.append(Terminal(python, home, *arguments, mode=mode))
         return opened[-1]
 
