@@ -32,6 +32,7 @@ from idefics_cli.models.kernels.bf16_12bit.products import (
     write_product,
 )
 from idefics_cli.models.kernels.bf16_12bit.unpacking import write_unpack
+from idefics_cli.models.kernels.huge_pages import empty_bytes
 from idefics_cli.models.kernels.jit import LazyKernel
 
 # If more than one in this many weights is an outlier, 12 bits save little memory.
@@ -87,7 +88,7 @@ def pack(weight: Tensor, *, weights_per_outlier: int = WEIGHTS_PER_OUTLIER) -> C
     blocks, groups = outputs // LANES, width // GROUP
     highest = torch.empty(outputs, dtype=torch.int32)
     counts = torch.empty(blocks, dtype=torch.int64)
-    packed = torch.empty(blocks, groups, GROUP_BYTES, dtype=torch.uint8)
+    packed = empty_bytes(blocks, groups, GROUP_BYTES)
     source = weight.data_ptr()
     _pack(blocks, groups, source, highest.data_ptr(), packed.data_ptr(), counts.data_ptr())
     if bool((highest == 255).any()):
