@@ -289,6 +289,21 @@ def test_a_worker_that_still_loads_is_killed_by_a_stop() -> None:
     assert killed == ["loading"]
 
 
+def test_late_records_of_a_worker_that_was_replaced_are_ignored() -> None:
+    staff = Staff(is_slow=True)
+
+    def start(inbox: Inbox) -> FakeWorker:
+        gone = FakeWorker(staff, "gone", inbox)
+        staff.on_add = lambda: inbox.put((gone, CaptionRecord(NAMES[0], caption="late")))
+        return staff.start("a", inbox)
+
+    executor = RemoteExecutor([Hire("a", start)], batch_size=BATCH, total=25)
+    events = [*executor.caption(photo_job().pictures, threading.Event())]
+    records = [event for event in events if isinstance(event, CaptionRecord)]
+    assert sorted(record.file_name for record in records) == sorted(NAMES)
+    assert "late" not in {record.caption for record in records}
+
+
 def test_a_worker_with_another_commit_of_the_model_is_refused() -> None:
     staff = Staff(commits={"b": "4567def"})
     records, events = run(staff, "a", "b", "c")

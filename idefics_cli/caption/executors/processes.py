@@ -15,9 +15,17 @@ from functools import partial
 from threading import Lock, Thread
 
 from idefics_cli.caption.executors.base import NamedFactory
+from idefics_cli.caption.executors.event_stream import EventReader
 from idefics_cli.caption.executors.reading import MakeReader, PictureReader
 from idefics_cli.caption.executors.remote import RemoteExecutor
-from idefics_cli.caption.executors.worker_protocol import Hire, Inbox, Task, WorkerEnded
+from idefics_cli.caption.executors.worker_protocol import (
+    Hire,
+    Inbox,
+    Received,
+    Task,
+    WorkerEnded,
+    WorkerEvent,
+)
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.job import CaptionJob
 from idefics_cli.core.errors import IdeficsError
@@ -29,6 +37,7 @@ _PROGRAM = (
     "from idefics_cli.caption.executors.worker import main; main()"
 )
 _END_SECONDS = 5.0
+_READ_BYTES = 1 << 16
 
 
 def process_executor(
@@ -85,8 +94,13 @@ class ProcessWorker:
         self._lines: deque[bytes] = deque(maxlen=20)
         self._errors = Thread(target=self._read_errors, daemon=True)
         self._errors.start()
-        self._events = Thread(target=self._read_events, args=(inbox,), daemon=True)
-        self._events.start()
+        assert self._process.stdout is not None
+        self._inbox, self._pipe = inbox, self._process.stdout.fileno()
+        self._reader, self._has_ended = EventReader(), False
+        if os.name == "nt":
+            Thread(target=self._put_events, daemon=True).start()
+        else:
+            inbox.watch(self._pipe, self._receive)
         self._send(sys.path)
         self._send(task)
 
@@ -108,7 +122,7 @@ class ProcessWorker:
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
-        self._events.join(_END_SECONDS)
+        self._close()
 
     def _send(self, what: object) -> None:
         """Send *what*; if the process has died, `WorkerEnded` says so."""
@@ -118,28 +132,47 @@ class ProcessWorker:
             self._process.stdin.write(data)
             self._process.stdin.flush()
 
-    def _close_commands(self) -> None:
+    def _put_events(self) -> None:
+        while not self._has_ended:
+            for received in self._receive():
+                self._inbox.put(received)
+
+    def _receive(self) -> list[Received]:
+        """Read events once; the last one of all is `WorkerEnded`."""
+        events: list[WorkerEvent] = []
+        try:
+            data = os.read(self._pipe, _READ_BYTES)
+            events += self._reader.feed(data)
+            self._has_ended = not data or bool(events and isinstance(events[-1], WorkerEnded))
+        except Exception:  # what came is not an event, so no other can follow
+            self._process.kill()
+            self._has_ended = True
+        if self._has_ended:
+            code = self._wait()
+            if not (events and isinstance(events[-1], WorkerEnded)):
+                events.append(WorkerEnded(self._reason(code)))
+        return [(self, event) for event in events]
+
+    def _wait(self) -> int:
+        """Wait for the end of the process, which has closed its pipe; return its exit code."""
+        try:
+            code = self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        self._close()
+        return code
+
+    def _close(self) -> None:
+        assert self._process.stdout is not None
         assert self._process.stdin is not None
+        if self._process.stdout.closed:  # another pipe can have the number of this one now
+            return
+        self._errors.join(_END_SECONDS)
+        self._inbox.forget(self._pipe)
+        self._process.stdout.close()
         with self._lock, contextlib.suppress(OSError):
             self._process.stdin.close()
-
-    def _read_events(self, inbox: Inbox) -> None:
-        assert self._process.stdout is not None
-        ended: WorkerEnded | None = None
-        try:
-            while True:
-                event = pickle.load(self._process.stdout)
-                if isinstance(event, WorkerEnded):
-                    ended = event
-                    break
-                inbox.put((self, event))
-        except Exception:  # a torn event: the process has died
-            pass
-        code = self._process.wait()
-        self._errors.join(_END_SECONDS)
-        self._process.stdout.close()
-        self._close_commands()
-        inbox.put((self, ended or WorkerEnded(self._reason(code))))
 
     def _read_errors(self) -> None:
         assert self._process.stderr is not None

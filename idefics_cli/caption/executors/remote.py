@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
 from threading import Event
 
 from idefics_cli.caption.events import (
@@ -22,6 +20,7 @@ from idefics_cli.caption.executors.worker_protocol import (
     CaptionWorker,
     Hire,
     Inbox,
+    Received,
     WorkerEnded,
     WorkerEvent,
     WorkerLoading,
@@ -44,11 +43,11 @@ _MOST_DEATHS_AT_START = 2
 # Longest time until the run notices that it should stop.
 _POLL_SECONDS = 0.1
 # After a record, the run waits for others, because a process that wakes for each record needs twice
-# as much processor time. It does not wait until a worker has done so many batches that it could
-# soon have no pictures.
-_GATHER_SECONDS = 0.05
-_GATHER_STEPS = 4
-_GATHER_BATCHES = 2
+# as much processor time. It does not wait longer than until a worker has done this share of its
+# pictures, because a worker without pictures would have to wait, too.
+_GATHER_SECONDS = 0.1
+_GATHER_SHARE = 0.5
+_PAUSE_SECONDS = 0.01
 _SHARES_SECONDS = 1.0
 
 
@@ -123,7 +122,7 @@ class _Crew:
         progress: Progress | None,
     ) -> None:
         self._left = total
-        self._inbox: Inbox = SimpleQueue()
+        self._inbox = Inbox()
         self._places = [_Place(hire, hire.name) for hire in hires]
         self._supply = Supply(pictures)
         self._returned: deque[CaptionItem] = deque()
@@ -155,24 +154,28 @@ class _Crew:
             yield from self._tell_shares()
         yield self._shares
 
-    def _received(self) -> list[tuple[CaptionWorker, WorkerEvent]]:
+    def _received(self) -> list[Received]:
         """Return the events that have come; wait a moment for the first one, and for others."""
-        events: list[tuple[CaptionWorker, WorkerEvent]] = []
-        done: Counter[CaptionWorker] = Counter()
-        most = _GATHER_BATCHES * self._batch_size
-        with suppress(Empty):
-            events.append(self._inbox.get(timeout=_POLL_SECONDS))
-        for _ in range(_GATHER_STEPS):
-            if not events or not isinstance(events[-1][1], CaptionRecord):
+        events = self._inbox.take(_POLL_SECONDS)
+        began = now = time.monotonic()
+        while events and isinstance(events[-1][1], CaptionRecord):
+            share = self._share_done(events)
+            # At the present rate, a worker has done that share of its pictures after the pause.
+            pause = max(_PAUSE_SECONDS, (now - began) * (_GATHER_SHARE - share) / max(share, 0.01))
+            pause = min(pause, began + _GATHER_SECONDS - now)
+            if share >= _GATHER_SHARE or pause <= 0:
                 break
-            time.sleep(_GATHER_SECONDS / _GATHER_STEPS)
-            with suppress(Empty):
-                while True:
-                    events.append(self._inbox.get_nowait())
-                    done[events[-1][0]] += 1
-            if done and max(done.values()) >= most:
-                break
+            time.sleep(pause)
+            events += self._inbox.take(0)
+            now = time.monotonic()
         return events
+
+    def _share_done(self, events: Sequence[Received]) -> float:
+        """Return the largest share of the pictures of a worker that have a record in *events*."""
+        done = Counter(worker for worker, _ in events)
+        return max(
+            (done[p.worker] / len(p.open) for p in self._places if p.worker and p.open), default=1.0
+        )
 
     @property
     def _shares(self) -> WorkerShares:
@@ -192,6 +195,7 @@ class _Crew:
         for place in self._places:
             if place.worker is not None:
                 place.worker.kill()
+        self._inbox.close()
 
     def _is_over(self) -> bool:
         if self._is_stopping:

@@ -1,4 +1,4 @@
-"""The process of a worker: pickled pictures come on stdin, and pickled events go to stdout."""
+"""The process of a worker: pickled pictures come on stdin, and events go to stdout."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from threading import Event, Lock, Thread
 from typing import BinaryIO, Literal
 
+from idefics_cli.caption.executors.event_stream import event_bytes
 from idefics_cli.caption.executors.local import LocalExecutor
 from idefics_cli.caption.executors.worker_protocol import (
     Task,
@@ -107,7 +108,7 @@ class _Outbox:
         self._lock = Lock()
 
     def put(self, event: WorkerEvent) -> None:
-        data = pickle.dumps(event)
+        data = event_bytes(event)
         try:
             with self._lock:
                 self._stream.write(data)

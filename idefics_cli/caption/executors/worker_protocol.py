@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import selectors
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from idefics_cli.caption.events import ExecutorEvent
@@ -62,8 +64,8 @@ class Task:
 
 
 WorkerEvent = ExecutorEvent | WorkerLoading | WorkerNamed | WorkerEnded
-Inbox = SimpleQueue[tuple["CaptionWorker", WorkerEvent]]
-"""Receives the events of all workers; `WorkerEnded` is the last one of each."""
+Received = tuple["CaptionWorker", WorkerEvent]
+"""A worker and its event; `WorkerEnded` is the last one of each."""
 
 
 class CaptionWorker(Protocol):
@@ -80,6 +82,61 @@ class CaptionWorker(Protocol):
     def kill(self) -> None:
         """End it at once; idempotent."""
         ...
+
+
+class Inbox:
+    """Receives the events of all workers, from threads and from pipes.
+
+    Pipes are read in the thread that takes the events. A thread for each pipe would wake for each
+    record, and a process that wakes so often needs much more processor time for a record.
+    """
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Received] = SimpleQueue()
+        self._pipes: selectors.BaseSelector | None = None
+
+    def put(self, received: Received) -> None:
+        """Add an event; from any thread. While pipes are watched, it does not wake `take`."""
+        self._queue.put(received)
+
+    def watch(self, pipe: int, receive: Callable[[], Sequence[Received]]) -> None:
+        """Watch a pipe, in the thread that calls `take`.
+
+        Args:
+            pipe: A file descriptor. Windows cannot watch a pipe.
+            receive: Called when the pipe has bytes or has ended. It reads once.
+        """
+        if self._pipes is None:
+            self._pipes = selectors.DefaultSelector()
+        self._pipes.register(pipe, selectors.EVENT_READ, receive)
+
+    def forget(self, pipe: int) -> None:
+        """Watch *pipe* no longer, before it is closed; idempotent."""
+        if self._pipes is not None:
+            with suppress(KeyError):
+                self._pipes.unregister(pipe)
+
+    def take(self, timeout_seconds: float) -> list[Received]:
+        """Return the events that have come; wait at most *timeout_seconds* for the first one.
+
+        Without pipes, a call that waits returns one event.
+        """
+        events: list[Received] = []
+        if self._pipes is not None:
+            for key, _ in self._pipes.select(timeout_seconds):
+                events += key.data()
+        with suppress(Empty):
+            if self._pipes is None and timeout_seconds:
+                return [self._queue.get(timeout=timeout_seconds)]
+            while True:
+                events.append(self._queue.get_nowait())
+        return events
+
+    def close(self) -> None:
+        """Watch no pipe any more; idempotent."""
+        if self._pipes is not None:
+            self._pipes.close()
+            self._pipes = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,18 +65,22 @@ def make_stand_in(*, progress: Progress | None = None) -> Engine:
 
 
 class StandInReader:
-    """Gives each picture a record after the *seconds* of an answer."""
+    """Gives each picture a record after the *seconds* of an answer.
+
+    The record has the id of this process for its number of prompt tokens, and the time of the clock
+    `time.monotonic`, which all processes share, for its seconds.
+    """
 
     def __init__(self, job: CaptionJob, engine: Engine, *, seconds: float) -> None:
         self._seconds = seconds
 
     def read(self, picture: CaptionItem) -> CaptionRecord:
-        """Return the record, whose number of prompt tokens is the id of this process."""
+        """Return the record."""
         time.sleep(self._seconds)
-        return _record(picture.key, os.getpid())
+        return _record(picture.key, os.getpid(), time.monotonic())
 
 
-def _record(key: str, worker: int) -> CaptionRecord:
+def _record(key: str, worker: int, seconds: float) -> CaptionRecord:
     return CaptionRecord(
         key,
         caption="A small purple star and a large green circle on a pink background.",
@@ -85,7 +89,7 @@ def _record(key: str, worker: int) -> CaptionRecord:
         width=640,
         height=480,
         new_tokens=18,
-        seconds=0.02,
+        seconds=seconds,
         sha256=f"{hash(key) & 0xFFFFFFFF:064x}",
         stamp="46829-1795964844148512909",
     )
@@ -103,22 +107,25 @@ def _job(count: int) -> CaptionJob:
 
 def run_workers(count: int, pictures: int, seconds: float, folder: Path) -> WorkerFigures:
     """Run *count* workers; see `stand_ins.RunWorkers`."""
-    began: tuple[float, float, int] | None = None
+    began: tuple[float, float, float, int] | None = None
     seen: set[int] = set()
     done = 0
-    ended = (0.0, 0.0)
+    answered = 0.0
+    ended = (0.0, 0.0, 0.0)
 
     def on_event(event: RunEvent) -> None:
-        nonlocal began, done, ended
+        nonlocal began, done, answered, ended
         if not isinstance(event, CaptionRecord):
             return
         # Records come many at a time. The figures begin and end with the last one of such a group.
-        is_next_group = time.perf_counter() - ended[0] > _PAUSE_SECONDS
+        # The rate is that of the answers, because the run can wait before it takes their records.
+        is_next_group = time.monotonic() - ended[2] > _PAUSE_SECONDS
         if began is None and len(seen) == count and done >= 8 * count:
             began = (*ended, done) if is_next_group or done >= 16 * count else None
         done += 1
         seen.add(event.prompt_tokens)
-        ended = (time.perf_counter(), time.process_time())
+        answered = max(answered, event.seconds)
+        ended = (answered, time.process_time(), time.monotonic())
 
     with tempfile.TemporaryDirectory(dir=folder) as inner:
         caption_pictures(
@@ -131,10 +138,10 @@ def run_workers(count: int, pictures: int, seconds: float, folder: Path) -> Work
             workers=[(str(number), make_stand_in) for number in range(count)],
             on_event=on_event,
         )
-    if began is None or done <= began[2]:
+    if began is None or done <= began[3]:
         return WorkerFigures(float("nan"), float("nan"))
     wall, busy = ended[0] - began[0], ended[1] - began[1]
-    return WorkerFigures((done - began[2]) / wall, busy / (done - began[2]))
+    return WorkerFigures((done - began[3]) / wall, busy / (done - began[3]))
 
 
 class _AtOnce:
@@ -161,7 +168,7 @@ class _AtOnce:
         yield Ready()
         for picture in pictures:
             if picture is not None:
-                yield _record(picture.key, 0)
+                yield _record(picture.key, 0, 0.02)
 
 
 def measure_bytes(count: int, folder: Path) -> float:
