@@ -77,5 +77,5 @@ def _logits(engine: LocalEngine, prompt: Prompt, sizes: Sequence[int]) -> Tensor
         try:
             next(run)
         except StopIteration as end:
-            logits: Tensor = end.value.logits
+            logits: Tensor = end.value
             return logits[0, -1].float().cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -57,6 +58,31 @@ def cache_bytes(cache: Cache) -> int:
     )
 
 
+def extend(cache: Cache, count: int, *, layers: int, empty: Tensor) -> list[RowStates]:
+    """Append *count* states to each layer of a cache of `growing_cache`; the caller writes them.
+
+    Args:
+        cache: Empty, or with *layers* layers.
+        count: Number of states.
+        layers: Number of layers.
+        empty: (B, heads, 0, width) no states, in the dtype of the cache.
+
+    Returns:
+        The buffers of each layer, with room for all states.
+    """
+    for index in range(len(cache.layers), layers):
+        cache.update(empty, empty, index)
+    return [cast("GrowingLayer", layer).extend(count) for layer in cache.layers]
+
+
+@dataclass(slots=True)
+class RowStates:
+    """The whole buffers of one layer, (B, heads, capacity, width), contiguous."""
+
+    keys: Tensor
+    values: Tensor
+
+
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the class of transformers has no types
     """The states of one layer: `keys` and `values` (B, heads, T, width) are views of buffers.
 
@@ -90,6 +116,19 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the class of transfor
         self.values = self._append(1, self.values, value_states)
         return self.keys, self.values
 
+    def extend(self, count: int) -> RowStates:
+        """Append *count* states that the caller writes; they have arbitrary values before.
+
+        An earlier update must have set the other sizes.
+        """
+        found = []
+        for index, old in enumerate((self.keys, self.values)):
+            length = old.shape[2] + count
+            buffer = self._buffer(index, old, old, length)
+            found.append((buffer, buffer[:, :, :length]))
+        (keys, self.keys), (values, self.values) = found
+        return RowStates(keys, values)
+
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the rows of *indices*, and free the memory of the others."""
         super().batch_select_indices(indices)
@@ -103,15 +142,21 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the class of transfor
     def _append(self, index: int, old: Tensor, new: Tensor) -> Tensor:
         kept = old.shape[2] if old.dim() == new.dim() else 0
         length = kept + new.shape[2]
+        buffer = self._buffer(index, old, new, length)
+        buffer[:, :, kept:length] = new
+        return buffer[:, :, :length]
+
+    def _buffer(self, index: int, old: Tensor, like: Tensor, length: int) -> Tensor:
+        """Return a buffer with room for *length* states that begins with *old*."""
+        kept = old.shape[2] if old.dim() == like.dim() else 0
         buffer = self.buffers[index]
         if buffer is None or not _is_start(old, buffer, kept) or length > buffer.shape[2]:
-            batch, heads, _, width = new.shape
-            buffer = new.new_empty(batch, heads, length + self._spare_tokens, width)
+            batch, heads, _, width = like.shape
+            buffer = like.new_empty(batch, heads, length + self._spare_tokens, width)
             if kept:
                 buffer[:, :, :kept] = old
             self.buffers[index] = buffer
-        buffer[:, :, kept:length] = new
-        return buffer[:, :, :length]
+        return buffer
 
 
 @dataclass(slots=True)

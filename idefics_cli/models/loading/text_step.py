@@ -123,12 +123,17 @@ def _is_right(step: TextStep, text: TextModel, model: Model, family: FamilySpec)
             hidden = module(use_cache=True, **inputs).last_hidden_state[:, -1]
             wanted = text.head(hidden).float()
             given = step(tokens[:, position], [position] * 2, [states]).float()
-            # With damaged weights, the first reply is an error that names them.
-            if bool(wanted.isfinite().all()) and not bool(
-                (given - wanted).norm() <= _TOLERANCE[text.dtype] * wanted.norm()
-            ):
+            if not _are_close(given, wanted, text.dtype):
                 return False
-    return True
+        prompts = [step.run_prompt(row, 0, [states]).float() for row in tokens]
+        return _are_close(torch.cat(prompts), wanted, text.dtype)
+
+
+def _are_close(given: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
+    # With damaged weights, the first reply is an error that names them.
+    return not bool(wanted.isfinite().all()) or bool(
+        (given - wanted).norm() <= _TOLERANCE[dtype] * wanted.norm()
+    )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from idefics_cli.models.families.kv_cache import growing_cache
+from idefics_cli.models.families.kv_cache import extend, growing_cache, keep_first
 
 LAYERS, HEADS, WIDTH = 2, 3, 4
 
@@ -49,6 +49,32 @@ def test_any_sequence_of_changes_gives_the_librarys_states(seed: int, inference:
                 batch *= 2
             if theirs.get_seq_length():
                 assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("spare", [0, 5, 100])
+def test_states_that_the_caller_writes_follow_those_before(spare: int) -> None:
+    ours, theirs = growing_cache(spare_tokens=spare), DynamicCache()
+    empty = torch.empty(1, HEADS, 0, WIDTH)
+    torch.manual_seed(0)
+    for count in (3, 1, 8, 2):
+        new = torch.randn(LAYERS, 2, 1, HEADS, count, WIDTH)
+        held = theirs.get_seq_length()
+        buffers = extend(ours, count, layers=LAYERS, empty=empty)
+        for index, layer in enumerate(buffers):
+            theirs.update(*new[index], index)
+            assert layer.keys.is_contiguous()
+            layer.keys[:, :, held : held + count] = new[index, 0]
+            layer.values[:, :, held : held + count] = new[index, 1]
+        assert_equal(ours, theirs)
+        if count == 8:
+            keep_first(ours, 6)
+            keep_first(theirs, 6)
+    # A usual update goes on.
+    more = torch.randn(2, 1, HEADS, 4, WIDTH)
+    for index in range(LAYERS):
+        ours.update(*more, index)
+        theirs.update(*more, index)
+    assert_equal(ours, theirs)
 
 
 def test_a_new_token_is_written_without_copying_the_others() -> None:

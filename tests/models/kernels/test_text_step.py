@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.kernels import code_store
 from idefics_cli.models.kernels.jit import CompiledModule
 from idefics_cli.models.kernels.openmp import torch_threads
+from idefics_cli.models.kernels.text_step.functions import BARRIER, StepKind
 from idefics_cli.models.kernels.text_step.layout import Format
-from idefics_cli.models.kernels.text_step.program import BARRIER, StepKind, write_module
+from idefics_cli.models.kernels.text_step.program import write_module
 from idefics_cli.models.kernels.text_step.step import TextModel, TextStep
 from idefics_cli.models.loading import text_step
 from idefics_cli.models.loading.loader import Loaded, load
@@ -114,16 +116,56 @@ def test_a_step_computes_what_transformers_does(
             assert relative_error(ours.values, theirs.values) < tolerance
 
 
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_short_prompt_behind_known_tokens_computes_what_transformers_does(
+    kind: str, format_: str, checkpoint: Callable[[str], Path]
+) -> None:
+    loaded = load(spec_of(checkpoint(kind), **FORMATS[format_]))
+    tolerance = 1e-5 if loaded.model.model.dtype == torch.float32 else 0.02
+    for number, (held, new) in enumerate(product((0, 1, 16, 150), (1, 2, 15, 31, 32))):
+        # One thread reads the keys that another has written.
+        with torch.inference_mode(), torch_threads(1 + number % 2):
+            check_prompt(loaded, held, new, tolerance)
+
+
+def check_prompt(loaded: Loaded, held: int, new: int, tolerance: float) -> None:
+    """Run *new* tokens behind *held* tokens by both ways, and compare."""
+    assert loaded.text_step is not None
+    generator = torch.Generator().manual_seed(held + new)
+    width = loaded.model.config.get_text_config().hidden_size
+    embedded = torch.randn(1, held + new, width, generator=generator).to(loaded.model.model.dtype)
+    text, cache = text_of(loaded), DynamicCache()
+    if held:
+        text(inputs_embeds=embedded[:, :held], cache=cache, use_cache=True)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+    hidden = text(inputs_embeds=embedded[:, held:], cache=cache, use_cache=True).last_hidden_state
+    wanted = loaded.model.get_output_embeddings()(hidden[:, -1])
+    states = [States(1, layer.keys, held + new) for layer in cache.layers]
+    for (keys, values), layer in zip(before, states, strict=False):
+        layer.keys[:, :, :held], layer.values[:, :, :held] = keys, values
+    given = loaded.text_step.run_prompt(embedded[0, held:], held, states)
+    assert given.dtype == wanted.dtype
+    assert relative_error(given, wanted) < tolerance
+    for ours, theirs in zip(states, cache.layers, strict=True):
+        assert relative_error(ours.keys, theirs.keys) < tolerance
+        assert relative_error(ours.values, theirs.values) < tolerance
+
+
+def narrow(folder: Path, copy: Path) -> Loaded:
+    """Load a copy of the checkpoint whose tokens attend to 12 tokens only."""
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["sliding_window"] = 12
+    config["text_config"].pop("layer_types", None)
+    (copy / "config.json").write_text(json.dumps(config))
+    return load(spec_of(copy, dtype="float32"))
+
+
 def test_a_sliding_window_hides_older_tokens(
     checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "narrow"
-    shutil.copytree(checkpoint("idefics2"), folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["sliding_window"] = 12
-    config["text_config"].pop("layer_types", None)
-    (folder / "config.json").write_text(json.dumps(config))
-    loaded = load(spec_of(folder, dtype="float32"))
+    loaded = narrow(checkpoint("idefics2"), tmp_path / "narrow")
     assert loaded.text_step is not None
     with torch.inference_mode():
         caches, tokens = prompts(loaded)
@@ -137,6 +179,25 @@ def test_a_sliding_window_hides_older_tokens(
             wanted.append(loaded.model.get_output_embeddings()(hidden.last_hidden_state[:, -1]))
         given = loaded.text_step(torch.cat(tokens)[:, 0], LENGTHS, states_of(caches, 256))
         assert relative_error(given, torch.cat(wanted)) < 1e-5
+
+
+def test_a_sliding_window_hides_older_tokens_of_a_short_prompt(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    loaded = narrow(checkpoint("idefics2"), tmp_path / "narrow")
+    step = loaded.text_step
+    assert step is not None
+    generator = torch.Generator().manual_seed(0)
+    width = loaded.model.config.get_text_config().hidden_size
+    with torch.inference_mode():
+        embedded = torch.randn(1, 60, width, generator=generator)
+        cache = DynamicCache()
+        hidden = text_of(loaded)(inputs_embeds=embedded, cache=cache, use_cache=True)
+        wanted = loaded.model.get_output_embeddings()(hidden.last_hidden_state[:, -1])
+        states = [States(1, layer.keys, 60) for layer in cache.layers]
+        for start in (0, 20, 40):
+            given = step.run_prompt(embedded[0, start : start + 20], start, states)
+    assert relative_error(given, wanted) < 1e-5
 
 
 def test_a_key_that_is_no_number_makes_the_logits_of_its_row_none(
@@ -184,6 +245,22 @@ def test_a_step_that_differs_from_transformers_is_left_out_with_a_warning(
     monkeypatch.setattr(text_step, "text_model_of", wrong)
     with caplog.at_level(logging.WARNING):
         assert load(spec).text_step is None
+    assert caplog.messages == ["the kernel `text_step` fails its self-test; torch replaces it"]
+
+
+def test_a_step_whose_prompts_differ_is_left_out_too(
+    checkpoint: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    right = TextStep.run_prompt
+
+    def wrong(step: TextStep, states: Tensor, position: int, layers: Sequence[States]) -> Tensor:
+        return right(step, states.flip(0), position, layers)
+
+    monkeypatch.setattr(TextStep, "run_prompt", wrong)
+    with caplog.at_level(logging.WARNING):
+        assert load(spec_of(checkpoint("smolvlm"), dtype="float32")).text_step is None
     assert caplog.messages == ["the kernel `text_step` fails its self-test; torch replaces it"]
 
 

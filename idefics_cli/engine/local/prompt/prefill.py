@@ -10,8 +10,10 @@ from torch import Tensor
 from transformers import Cache
 
 from idefics_cli.models.families.base import Family, Inputs
-from idefics_cli.models.families.protocols import Model, StepOutput
+from idefics_cli.models.families.kv_cache import extend
+from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.families.token_rows import left_padded_positions
+from idefics_cli.models.kernels.text_step.step import TextStep
 
 # A prompt is computed in pieces, because a forward cannot be interrupted. On a CPU, a piece has at
 # most this many operations: with an 8B model, 512 tokens of all rows together take about 7 s on 4
@@ -89,7 +91,8 @@ def prefill_pieces(
     cache: Cache,
     *,
     piece_tokens: Callable[[], int],
-) -> Generator[None, None, StepOutput]:
+    text_step: TextStep | None = None,
+) -> Generator[None, None, Tensor]:
     """Run the tokens of *prompt* that *cache* does not hold, and pause between pieces.
 
     Args:
@@ -98,6 +101,7 @@ def prefill_pieces(
         prompt: B prompts of T tokens; *cache* holds fewer than T.
         cache: Grows by every piece.
         piece_tokens: Returns the number of tokens of each row for the next piece.
+        text_step: Runs the short pieces of a single prompt; None runs the layers of the model.
 
     Yields:
         None after each piece but the last.
@@ -109,17 +113,24 @@ def prefill_pieces(
     length, start = positions.shape[1], cache.get_seq_length()
     while True:
         end = min(start + piece_tokens(), length)
-        output = family.forward(
-            model,
-            family.text_inputs(model, prompt.inputs, prompt.image_features, start, end),
-            cache,
-            mask=None if mask is None else mask[:, :end],
-            positions=positions[:, start:end],
-        )
+        inputs = family.text_inputs(model, prompt.inputs, prompt.image_features, start, end)
+        if text_step is not None and len(positions) == 1 and end - start <= text_step.MOST_ROWS:
+            logits = _run_step(text_step, inputs, start, cache)
+        else:
+            seen = None if mask is None else mask[:, :end]
+            here = positions[:, start:end]
+            logits = family.forward(model, inputs, cache, mask=seen, positions=here).logits
         if end == length:
-            return output
+            return logits
         start = end
         yield
+
+
+def _run_step(step: TextStep, inputs: Inputs, start: int, cache: Cache) -> Tensor:
+    """Run the tokens of one prompt from *start* on; return the logits (1, 1, V) of the last."""
+    (states,) = inputs["inputs_embeds"]
+    layers = extend(cache, len(states), layers=step.layers, empty=step.empty_states)
+    return step.run_prompt(states, start, layers)[:, None]
 
 
 class PieceSize:

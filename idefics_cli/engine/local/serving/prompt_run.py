@@ -110,13 +110,21 @@ class PromptRun:
             self.shared,
         )
         self.prompt = prompt = self._on_device(inputs, features, self.requests)
-        output = yield from prefill_pieces(
-            loaded.model, loaded.family, prompt, self.cache, piece_tokens=self._piece_tokens
-        )
-        logits = output.logits[:, -1]
+        logits = (yield from self._run_prompt(prompt, self.cache))[:, -1]
         self._score_choices(prompt, logits)
         scores = Scores(logits, banned_of(loaded.family, logits.device))
         scores.choose_tokens([request.reply for request in self.requests])
+
+    def _run_prompt(self, prompt: Prompt, cache: DynamicCache) -> Generator[None, None, Tensor]:
+        loaded = self._inference.loaded
+        return prefill_pieces(
+            loaded.model,
+            loaded.family,
+            prompt,
+            cache,
+            piece_tokens=self._piece_tokens,
+            text_step=loaded.text_step,
+        )
 
     def _score_choices(self, prompt: Prompt, logits: Tensor) -> None:
         """Score the answers of the requests that have choices, and end their replies."""
@@ -144,9 +152,7 @@ class PromptRun:
         if known < count:
             inputs = {name: tensor[:, :count] for name, tensor in first.inputs.items()}
             prompt = self._on_device(inputs, features, [first])
-            yield from prefill_pieces(
-                loaded.model, loaded.family, prompt, cache, piece_tokens=self._piece_tokens
-            )
+            yield from self._run_prompt(prompt, cache)
             inference.shared.keep_prefix(rows[0][:count], cache)
             yield
         self.cache, self.shared = repeat_rows(cache, len(rows)), count

@@ -1,4 +1,4 @@
-"""Code for the attention of a decode step: one new token of a row attends to its KV states."""
+"""Code for the attention of a step: the new token of a row attends to its KV states."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WHOLE_AT = 4 * (_SCORE_LANES - 1)
 
 
 class Attention(NamedTuple):
-    """Arguments of the function that computes the heads that share one KV head.
+    """Arguments of the functions for the heads that share one KV head.
 
     Attributes:
         sharing: Number of heads that share it.
@@ -60,7 +60,7 @@ class Attention(NamedTuple):
 
 
 class AttentionWriter:
-    """Writes the code of one KV head of one row.
+    """Writes the code of one KV head of one row: first its new state, then the attention.
 
     Args:
         code: Where the code is written.
@@ -80,14 +80,18 @@ class AttentionWriter:
         self._line = build.mul(build.add(given.capacity, code.number(_SCORE_LANES)), code.number(4))
         self._count = build.sub(build.add(given.position, code.number(1)), given.first)
 
-    def write(self) -> None:
-        """Write the code."""
+    def write_state(self) -> None:
+        """Write the code that stores the new key and the new value."""
         code, given, build = self._code, self._given, self._code.builder
         key, value = code.pointer(given.new_key), code.pointer(given.new_value)
         at = build.mul(given.position, self._state_bytes)
         self._turn(key, lambda place, part: self._store_state(given.keys, at, place, part))
         for place in range(0, self._width, self._lanes):
             self._store_state(given.values, at, place, self._round(self._load(value, place)))
+
+    def write_attention(self) -> None:
+        """Write the code that attends to the stored states."""
+        code, given, build = self._code, self._given, self._code.builder
         with code.loop(code.number(0), given.sharing) as head:
             query = code.pointer(build.add(given.queries, self._head_bytes(head)))
             turned = code.pointer(build.add(given.turned, self._head_bytes(head)))

@@ -11,7 +11,7 @@ FIELD_BYTES = 8
 # Counters of different stages are on different cache lines.
 COUNTER_BYTES = 64
 # Stages of one layer; each has a counter of the pieces that threads have taken.
-STAGES = 5
+STAGES = 6
 
 
 class Format(IntEnum):
@@ -64,6 +64,8 @@ class StepField(IntEnum):
 
     STATES to LOGITS are the addresses of float32 buffers that all threads share, (rows, width
     of the name). SCRATCH is the memory of the first thread; the next threads' follow.
+    IS_PROMPT is 1 if the rows are tokens of one prompt, which share the first row of the KV states.
+    HEAD_FROM is the first row whose logits are computed.
     """
 
     THREADS_BEGUN = 0
@@ -100,7 +102,9 @@ class StepField(IntEnum):
     SCALES_AT = 31
     SCORES_AT = 32
     TURNED_AT = 33
-    HEAD = 34
+    IS_PROMPT = 34
+    HEAD_FROM = 35
+    HEAD = 36
 
 
 FIELDS = StepField.HEAD + LINEAR_FIELDS

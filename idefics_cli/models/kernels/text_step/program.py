@@ -1,21 +1,24 @@
-"""Code of a decode step: all threads run it, and wait for each other between its stages.
+"""Code of a step: all threads run it, and wait for each other between its stages.
 
 The stages of a layer are: norm, queries, keys and values; attention; output projection; norm,
 gate and up projection; down projection. Each thread computes the norms of all rows for itself,
 because that takes less time than waiting for another thread's.
+
+The rows are the newest tokens of several texts, or successive tokens of one prompt. The tokens of a
+prompt attend to each other, so one more stage stores their keys and values before the attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from idefics_cli.models.kernels.bf16_12bit import products as compact
 from idefics_cli.models.kernels.int4 import kernel as int4
 from idefics_cli.models.kernels.jit import Code
-from idefics_cli.models.kernels.text_step.attention import Attention, AttentionWriter
+from idefics_cli.models.kernels.text_step.attention import Attention
+from idefics_cli.models.kernels.text_step.functions import StepFunctions, StepKind
 from idefics_cli.models.kernels.text_step.layout import (
     COUNTER_BYTES,
     FIELD_BYTES,
@@ -29,35 +32,15 @@ from idefics_cli.models.kernels.text_step.layout import (
 from idefics_cli.models.kernels.text_step.maths import exponential
 from idefics_cli.models.kernels.text_step.products import (
     LANES,
-    Product,
     field,
     first_output,
-    write_products,
 )
 
 if TYPE_CHECKING:
     from llvmlite import ir
 
-BARRIER = "GOMP_barrier"
-"""The function of the OpenMP library in which threads wait for each other."""
 # If another program delays one thread, the others do its remaining chunks.
 _CHUNKS_PER_THREAD = 8
-
-
-@dataclass(frozen=True, slots=True)
-class StepKind:
-    """What the code of a step depends on.
-
-    Attributes:
-        formats: The formats of the linear layers, in ascending order.
-        head_width: Width of an attention head.
-        is_bfloat16: Whether the model is in bfloat16: every result is then rounded to it, as torch
-            does. Else it is in float32.
-    """
-
-    formats: tuple[Format, ...]
-    head_width: int
-    is_bfloat16: bool
 
 
 def write_module(kind: StepKind, name: str) -> str:
@@ -66,60 +49,13 @@ def write_module(kind: StepKind, name: str) -> str:
 
     module = ir.Module()
     pointer = ir.PointerType()
-    functions = _Functions(module, kind)
+    functions = StepFunctions(module, kind)
     step = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer]), name=name)
     code = Code(step)
     writer = StepWriter(code, code.builder.ptrtoint(step.args[0], code.i64), functions, kind)
     writer.write()
     code.builder.ret_void()
     return str(module)
-
-
-class _Functions:
-    """The functions that the step calls: they are compiled once for all stages."""
-
-    def __init__(self, module: ir.Module, kind: StepKind) -> None:
-        from llvmlite import ir
-
-        self._module, self._ir = module, ir
-        self.product = self._add(
-            "product",
-            len(Product._fields),
-            lambda code, values: write_products(code, Product(*values), kind.formats),
-        )
-        self.attention = self._add(
-            "attention",
-            len(Attention._fields),
-            lambda code, values: AttentionWriter(
-                code,
-                Attention(*values)._replace(
-                    scaling=code.builder.bitcast(
-                        code.builder.trunc(Attention(*values).scaling, code.i32), code.f32
-                    )
-                ),
-                kind.head_width,
-                is_bfloat16=kind.is_bfloat16,
-            ).write(),
-        )
-        self.rounding = self._add(
-            "round_row",
-            5,
-            lambda code, values: int4.write_rounding(code, values[0], values[1:], halves=False),
-        )
-        self.barrier = ir.Function(module, ir.FunctionType(ir.VoidType(), []), name=BARRIER)
-
-    def _add(
-        self, name: str, arguments: int, write: Callable[[Code, Sequence[ir.Value]], None]
-    ) -> ir.Function:
-        ir = self._ir
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * arguments)
-        function = ir.Function(self._module, kind, name=name)
-        function.linkage = "internal"
-        function.attributes.add("noinline")
-        code = Code(function)
-        write(code, function.args)
-        code.builder.ret_void()
-        return function
 
 
 class StepWriter:
@@ -132,7 +68,9 @@ class StepWriter:
         kind: What the code depends on.
     """
 
-    def __init__(self, code: Code, table: ir.Value, functions: _Functions, kind: StepKind) -> None:
+    def __init__(
+        self, code: Code, table: ir.Value, functions: StepFunctions, kind: StepKind
+    ) -> None:
         self._code, self._table, self._functions, self._kind = code, table, functions, kind
         build = code.builder
         self._given: dict[StepField, ir.Value] = {
@@ -153,13 +91,16 @@ class StepWriter:
             self._write_layer(layer, build.add(given[StepField.COUNTERS], first))
         done = build.mul(given[StepField.LAYERS], code.number(STAGES * COUNTER_BYTES))
         head = build.add(self._table, code.number(FIELD_BYTES * StepField.HEAD))
-        self._write_norm(given[StepField.FINAL_NORM])
-        self._write_rounding(head, self._own(StepField.NORMED_AT))
+        first = given[StepField.HEAD_FROM]
+        rows = build.sub(given[StepField.ROWS], first)
+        normed = self._own(StepField.NORMED_AT)
+        self._write_norm(given[StepField.FINAL_NORM], first=first)
+        self._write_rounding(head, normed, rows)
         outputs = field(code, head, LinearField.OUTPUTS)
         with self._pieces(
             build.add(given[StepField.COUNTERS], done), _blocks(code, outputs)
         ) as block:
-            self._multiply(head, block, self._own(StepField.NORMED_AT), given[StepField.LOGITS])
+            self._multiply(head, block, normed, given[StepField.LOGITS], rows)
 
     def _write_layer(self, layer: ir.Value, counters: ir.Value) -> None:
         code, build, given = self._code, self._code.builder, self._given
@@ -170,9 +111,7 @@ class StepWriter:
         self._write_norm(field(code, layer, LayerField.INPUT_NORM))
         self._write_projections(layer, counter(0))
         self._wait()
-        pieces = build.mul(given[StepField.ROWS], given[StepField.KV_HEADS])
-        with self._pieces(counter(1), pieces) as piece:
-            self._write_attention(layer, piece)
+        self._write_attention(layer, counter(1), counter(5))
         self._wait()
         self._write_added(
             self._linear(layer, LayerField.OUTPUT), given[StepField.ATTENDED], counter(2)
@@ -215,14 +154,25 @@ class StepWriter:
         build.branch(head)
         build.position_at_end(end)
 
-    def _multiply(self, linear: ir.Value, block: ir.Value, rows: ir.Value, out: ir.Value) -> None:
+    def _multiply(
+        self,
+        linear: ir.Value,
+        block: ir.Value,
+        rows: ir.Value,
+        out: ir.Value,
+        count: ir.Value | None = None,
+    ) -> None:
         numbers, scales = self._own(StepField.NUMBERS_AT), self._own(StepField.SCALES_AT)
-        arguments = (block, self._given[StepField.ROWS], linear, rows, numbers, scales, out)
+        count = self._given[StepField.ROWS] if count is None else count
+        arguments = (block, count, linear, rows, numbers, scales, out)
         self._code.builder.call(self._functions.product, arguments)
 
-    def _write_rounding(self, linear: ir.Value, rows: ir.Value) -> None:
+    def _write_rounding(
+        self, linear: ir.Value, rows: ir.Value, count: ir.Value | None = None
+    ) -> None:
         """Write the code that rounds *rows* to the format that the layer needs, if it needs one."""
         code, build = self._code, self._code.builder
+        count = self._given[StepField.ROWS] if count is None else count
         width, chosen = (
             field(code, linear, which) for which in (LinearField.WIDTH, LinearField.FORMAT)
         )
@@ -230,12 +180,12 @@ class StepWriter:
             with build.if_then(build.icmp_signed("==", chosen, code.number(Format.INT4))):
                 groups = build.udiv(width, code.number(int4.GROUP))
                 numbers, scales = self._own(StepField.NUMBERS_AT), self._own(StepField.SCALES_AT)
-                with code.loop(code.number(0), self._given[StepField.ROWS]) as row:
+                with code.loop(code.number(0), count) as row:
                     build.call(self._functions.rounding, (row, groups, rows, numbers, scales))
         if Format.BFLOAT16_12BIT in self._kind.formats and compact.multiplies_bfloat16():
             is_12bit = build.icmp_signed("==", chosen, code.number(Format.BFLOAT16_12BIT))
             with build.if_then(is_12bit):
-                self._write_halves(rows, build.mul(width, self._given[StepField.ROWS]))
+                self._write_halves(rows, build.mul(width, count))
 
     def _write_halves(self, rows: ir.Value, count: ir.Value) -> None:
         """Write the code that copies *count* numbers, which bfloat16 holds exactly, as bfloat16."""
@@ -246,14 +196,19 @@ class StepWriter:
             values = code.load(source, at, code.vector(code.f32, LANES))
             code.store(code.to_bfloat16(values), target, build.mul(place, code.number(2)))
 
-    def _write_norm(self, weight: ir.Value) -> None:
-        """Write the code that puts the normed states into this thread's own memory."""
+    def _write_norm(self, weight: ir.Value, *, first: ir.Value | None = None) -> None:
+        """Write the code that puts the normed states into this thread's own memory.
+
+        Those of the row *first* come first; None takes row 0.
+        """
         code, build, given = self._code, self._code.builder, self._given
         kind = code.vector(code.f32, LANES)
         width = given[StepField.HIDDEN]
         weights, out = code.pointer(weight), code.pointer(self._own(StepField.NORMED_AT))
-        states = code.pointer(given[StepField.STATES])
-        with code.loop(code.number(0), given[StepField.ROWS]) as row:
+        first = code.number(0) if first is None else first
+        skipped = build.mul(build.mul(first, width), code.number(4))
+        states = code.pointer(build.add(given[StepField.STATES], skipped))
+        with code.loop(code.number(0), build.sub(given[StepField.ROWS], first)) as row:
             line = build.mul(build.mul(row, width), code.number(4))
             squares = code.variable(code.same(code.f32, LANES, 0.0))
             with code.loop(code.number(0), width, LANES) as place:
@@ -307,7 +262,29 @@ class StepWriter:
                     self._multiply(linear, block, rows, out)
                 first = stop
 
-    def _write_attention(self, layer: ir.Value, piece: ir.Value) -> None:
+    def _write_attention(self, layer: ir.Value, counter: ir.Value, other: ir.Value) -> None:
+        """Write the code for the KV states of all rows and the attention to them.
+
+        Args:
+            layer: The fields of the layer.
+            counter: Counts the pieces of the attention.
+            other: Counts the pieces of the KV states of a prompt.
+        """
+        code, build, given = self._code, self._code.builder, self._given
+        pieces = build.mul(given[StepField.ROWS], given[StepField.KV_HEADS])
+        is_prompt = build.icmp_signed("==", given[StepField.IS_PROMPT], code.number(1))
+        with build.if_then(is_prompt):
+            with self._pieces(other, pieces) as piece:
+                build.call(self._functions.store_state, self._attention(layer, piece))
+            self._wait()
+        with self._pieces(counter, pieces) as piece:
+            arguments = self._attention(layer, piece)
+            with build.if_then(build.not_(is_prompt)):
+                build.call(self._functions.store_state, arguments)
+            build.call(self._functions.attention, arguments)
+
+    def _attention(self, layer: ir.Value, piece: ir.Value) -> list[ir.Value]:
+        """Return the arguments for a piece: a KV head of a row, whose heads are numbered on."""
         code, build, given = self._code, self._code.builder, self._given
         size = code.number(4 * self._kind.head_width)
         row = build.udiv(piece, given[StepField.KV_HEADS])
@@ -320,7 +297,11 @@ class StepWriter:
         first = build.sub(build.add(position, code.number(1)), given[StepField.WINDOW])
         first = build.select(build.icmp_signed(">", first, code.number(0)), first, code.number(0))
         state_bytes = (2 if self._kind.is_bfloat16 else 4) * self._kind.head_width
-        held = build.mul(build.mul(piece, given[StepField.CAPACITY]), code.number(state_bytes))
+        # All tokens of a prompt share the first row of the KV states.
+        head = build.urem(piece, given[StepField.KV_HEADS])
+        is_prompt = build.icmp_signed("==", given[StepField.IS_PROMPT], code.number(1))
+        held = build.select(is_prompt, head, piece)
+        held = build.mul(build.mul(held, given[StepField.CAPACITY]), code.number(state_bytes))
         turn = build.mul(position, size)
         attention = Attention(
             sharing=sharing,
@@ -339,7 +320,7 @@ class StepWriter:
             turned=self._own(StepField.TURNED_AT),
             out=build.add(given[StepField.ATTENDED], query),
         )
-        build.call(self._functions.attention, list(attention))
+        return list(attention)
 
     def _write_added(self, linear: ir.Value, rows: ir.Value, counter: ir.Value) -> None:
         """Write the code that multiplies *rows* and adds the products to the states."""

@@ -1,8 +1,11 @@
-"""A decode step of the text model in one call of compiled code.
+"""A step of the text model in one call of compiled code: a token of each row, or a short prompt.
 
 transformers computes a step of a small model in some thousand calls of torch, which together take
 longer than the products themselves. Here each thread of torch's pool runs the whole step, and the
 threads wait for each other five times in a layer.
+
+The tokens of a short prompt, such as the next question of a conversation, run in the same way: each
+is a row, and all write to one row of the KV states.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from idefics_cli.models.kernels.int4.kernel import GROUP
 from idefics_cli.models.kernels.int8.linear import CompiledInt8Linear
 from idefics_cli.models.kernels.jit import CompiledModule
 from idefics_cli.models.kernels.openmp import openmp_library
+from idefics_cli.models.kernels.text_step.functions import BARRIER, StepKind
 from idefics_cli.models.kernels.text_step.layout import (
     COUNTER_BYTES,
     FIELDS,
@@ -35,7 +39,7 @@ from idefics_cli.models.kernels.text_step.layout import (
     StepField,
 )
 from idefics_cli.models.kernels.text_step.products import LANES
-from idefics_cli.models.kernels.text_step.program import BARRIER, StepKind, write_module
+from idefics_cli.models.kernels.text_step.program import write_module
 
 _NAME = "text_step"
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -100,7 +104,7 @@ class TextModel:
 
 
 class TextStep:
-    """Runs one new token of each row through a text model.
+    """Runs one new token of each row, or the last tokens of a prompt, through a text model.
 
     Args:
         text: On the CPU; `problem` returns None for it.
@@ -148,6 +152,17 @@ class TextStep:
         self._rows = self._threads = self._capacity = 0
         self._cosines = self._sines = torch.empty(0, text.head_width)
 
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return len(self._text.layers)
+
+    @property
+    def empty_states(self) -> Tensor:
+        """The keys or values of no token of one row, (1, KV heads, 0, width)."""
+        text = self._text
+        return torch.empty(1, text.kv_heads, 0, text.head_width, dtype=text.dtype)
+
     def __call__(
         self, states: Tensor, positions: Sequence[int], layers: Sequence[States]
     ) -> Tensor:
@@ -162,7 +177,34 @@ class TextStep:
         Returns:
             Logits (rows, V), in the dtype of the model.
         """
+        return self._run(states, positions, layers, is_prompt=False)
+
+    def run_prompt(self, states: Tensor, position: int, layers: Sequence[States]) -> Tensor:
+        """Run successive tokens of one prompt; their KV states are written to *layers*.
+
+        Args:
+            states: (T, hidden) the embeddings of up to `MOST_ROWS` tokens.
+            position: The position of the first of them. The KV states before it are known.
+            layers: The KV states of each layer, whose first row is that of the prompt, contiguous,
+                with room for all tokens.
+
+        Returns:
+            Logits (1, V) of the last token, in the dtype of the model.
+        """
+        positions = range(position, position + len(states))
+        # The next step overwrites its logits, and the caller may keep those of a prompt.
+        return self._run(states, positions, layers, is_prompt=True).clone()
+
+    def _run(
+        self,
+        states: Tensor,
+        positions: Sequence[int],
+        layers: Sequence[States],
+        *,
+        is_prompt: bool,
+    ) -> Tensor:
         rows, threads = len(states), torch.get_num_threads()
+        wanted = 1 if is_prompt else rows
         capacity = layers[0].keys.shape[2]
         if rows > self._rows or threads > self._threads or capacity > self._capacity:
             # The room for the largest step is kept, because rows end one after the other.
@@ -170,7 +212,8 @@ class TextStep:
             self._make_room(*most, max(capacity, self._capacity))
         fields = self._fields
         fields[StepField.ROWS], fields[StepField.THREADS] = rows, threads
-        fields[StepField.CAPACITY] = capacity
+        fields[StepField.CAPACITY], fields[StepField.IS_PROMPT] = capacity, is_prompt
+        fields[StepField.HEAD_FROM] = rows - wanted
         self._turn_to(max(positions))
         self._states[:rows] = states
         self._positions[:rows] = torch.tensor(positions)
@@ -181,7 +224,7 @@ class TextStep:
         self._counters.zero_()
         fields[StepField.THREADS_BEGUN] = 0
         self._code.run(_NAME, ctypes.addressof(fields), threads)
-        return self._logits[:rows, : _shape(self._text.head)[0]].to(self._text.dtype)
+        return self._logits[:wanted, : _shape(self._text.head)[0]].to(self._text.dtype)
 
     def _fill_tables(self) -> None:
         text, fields = self._text, self._fields
