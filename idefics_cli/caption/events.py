@@ -93,6 +93,13 @@ class Unlocked:
 
 
 @dataclass(frozen=True, slots=True)
+class BegunAnew:
+    """The run, which may overwrite, does not continue an earlier run, for a *reason*."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class BatchLimited:
     """The run begins with *size* pictures at a time.
 
@@ -162,6 +169,7 @@ RunEvent = (
     | Resumed
     | Kept
     | Unlocked
+    | BegunAnew
     | BatchLimited
     | ModelLoading
     | Stopping

@@ -16,6 +16,7 @@ from pathlib import Path
 from idefics_cli.caption.events import (
     BatchLimited,
     BatchReduced,
+    BegunAnew,
     Kept,
     Ready,
     Reporting,
@@ -208,6 +209,8 @@ class _RunState:
         self._begin(sink.todo)
         if sink.lacks_lock:
             self.on_event(Unlocked(files.journal))
+        if sink.replaces is not None:
+            self.on_event(BegunAnew(sink.replaces))
         if sink.is_resumed:
             self.on_event(Resumed(sink.todo, len(self.job.pictures)))
             self._limit_batch(sink.fit(where))

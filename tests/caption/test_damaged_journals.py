@@ -67,7 +67,10 @@ def damage(journal: Path, line: int) -> None:
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-@pytest.mark.parametrize("arguments", [(), ("--retry-failed",), ("--overwrite",), ("--dry-run",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("--retry-failed",), ("--overwrite", "--retry-failed"), ("--dry-run",)],
+)
 def test_a_damaged_line_is_named_and_nothing_changes(
     format_: str, arguments: tuple[str, ...]
 ) -> None:
@@ -85,6 +88,59 @@ def test_a_damaged_line_is_named_and_nothing_changes(
         "hint: put an undamaged copy back; or move the journal away and give `--existing skip`"
     )
     assert files() == before
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_run_that_overwrites_needs_no_journal_of_an_earlier_run(format_: str) -> None:
+    Path("out").mkdir()
+    output = ("-f", format_, "-o", destination("out", format_), "--overwrite")
+    assert caption(*output).code == 3
+    (journal,) = Path("out").rglob("*.journal")
+    whole = contents(Path("out"))
+    damage(journal, 4)
+    before = files()
+    assert caption(*output, "--dry-run").code == 0
+    assert files() == before
+
+    ran = caption(*output)
+    told = f"warning: beginning anew, because line 4 of the journal `{journal}` is damaged\n"
+    assert (ran.code, ran.err.startswith(told)) == (3, True), ran.err
+    assert contents(Path("out")) == whole
+    assert "damaged" not in caption(*output).err
+
+
+def test_a_run_that_overwrites_takes_a_journal_of_another_version() -> None:
+    JOURNAL.write_text('{"journal": 3, "settings": {}, "base": 0, "skipped": []}\n')
+    ran = caption("-o", "out.jsonl", "--overwrite")
+    told = f"warning: beginning anew, because `{JOURNAL}` is from another version of this program"
+    assert (ran.code, ran.err.startswith(told)) == (3, True), ran.err
+    with RunJournal(JOURNAL) as journal:
+        assert len(journal.entries) == len(NAMES)
+
+
+def test_a_run_that_overwrites_begins_anew_if_its_unfinished_output_was_changed() -> None:
+    def stop(request: GenerationRequest) -> str:
+        if request.attachments[0].source == "photos/5.jpg":
+            raise KeyboardInterrupt
+        return describe(request)
+
+    assert caption("-o", "out.jsonl", engine=FakeEngine(stop)).code == 130
+    with Path("out.jsonl").open("a") as file:
+        file.write("{}\n")
+    refused = caption("-o", "out.jsonl")
+    assert (refused.code, "let `--overwrite` begin anew" in refused.err) == (2, True)
+    ran = caption("-o", "out.jsonl", "--overwrite")
+    told = "warning: beginning anew, because `out.jsonl` was changed by something else since"
+    assert (ran.code, ran.err.startswith(told)) == (3, True), ran.err
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text("utf-8").splitlines()]
+    assert [row["file_name"] for row in rows] == [f"photos/{name}" for name in NAMES]
+
+
+def test_a_file_that_is_no_journal_is_not_overwritten() -> None:
+    JOURNAL.write_text("my diary\n", "utf-8")
+    ran = caption("-o", "out.jsonl", "--overwrite")
+    assert (ran.code, "is not the journal of a captioning run" in ran.err) == (2, True)
+    assert JOURNAL.read_text("utf-8") == "my diary\n"
 
 
 def test_a_line_that_is_missing_as_a_whole_is_noticed() -> None:

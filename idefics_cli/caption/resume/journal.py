@@ -33,13 +33,18 @@ cutting it there would remove finished captions. Version 1 had no checksums.
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
 from idefics_cli.caption.resume.entry import EntryTable, JournalEntry
+from idefics_cli.caption.resume.journal_errors import (
+    DamagedJournalError,
+    JournalVersionError,
+    failure,
+    other_file,
+)
 from idefics_cli.caption.resume.journal_lines import (
     decode_line,
     decode_record,
@@ -52,7 +57,7 @@ from idefics_cli.caption.resume.journal_lines import (
 )
 from idefics_cli.core.append_log import AppendLog, read_lines
 from idefics_cli.core.closing import Closing
-from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.errors import UsageError
 from idefics_cli.core.sources import without_password
 from idefics_cli.core.types import CaptionRecord
 
@@ -67,6 +72,8 @@ class RunJournal(Closing):
 
     Args:
         path: Path of the journal; a missing file is created.
+        takes_damaged: Whether a damaged journal, or one of another version, counts as one whose run
+            has not begun. Its file stays as it is until `begin_run`.
 
     Attributes:
         settings: Settings of the run; None before it has begun.
@@ -81,6 +88,7 @@ class RunJournal(Closing):
         fits: Device and batch size -> number of requests at a time that fitted into the memory.
         shard: What the first line says about the shard; None if the run has no shards.
         listed: Number of pictures of all shards when the last run ended; 0 if it is not known.
+        damage: What is wrong with a journal that *takes_damaged* let pass; else None.
 
     Raises:
         UsageError: If another process has the journal open, or the file is another one.
@@ -100,12 +108,20 @@ class RunJournal(Closing):
     shard: Mapping[str, object] | None
     listed: int
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, takes_damaged: bool = False) -> None:
         self.path = path
+        self.damage: str | None = None
         self._reset()
         self._log = self._open()
         try:
             self._load()
+        except (DamagedJournalError, JournalVersionError) as error:
+            if not takes_damaged:
+                self._log.close()
+                raise
+            self._reset()
+            self._size = self.path.stat().st_size
+            self.damage = error.reason
         except BaseException:
             self._log.close()
             raise
@@ -242,7 +258,7 @@ class RunJournal(Closing):
             with contextlib.suppress(OSError):
                 if is_new and self.path.stat().st_size == 0:
                     self.path.unlink()
-            raise self._failure(error) from error
+            raise failure(self.path, error) from error
 
     def _load(self) -> None:
         try:
@@ -250,13 +266,15 @@ class RunJournal(Closing):
                 try:
                     self._apply(offset, line)
                 except (KeyError, TypeError, ValueError) as error:
-                    raise self._damage(index + 1, line) from error
+                    if index == 0 and not line.startswith(_FIRST):
+                        raise other_file(self.path) from error
+                    raise DamagedJournalError(self.path, index + 1) from error
                 self._size = offset + len(line)
             if self._size == 0 and not self._is_torn_first():
-                raise self._other_file()
+                raise other_file(self.path)
             self._cut(self._size)
         except OSError as error:
-            raise self._failure(error) from error
+            raise failure(self.path, error) from error
 
     def _is_torn_first(self) -> bool:
         """Whether the file is empty, or has only the start of a journal's first line."""
@@ -335,10 +353,7 @@ class RunJournal(Closing):
 
     def _check_version(self, version: object) -> None:
         if type(version) is not int or version not in _READABLE_VERSIONS:
-            raise UsageError(
-                f"`{self.path}` is from another version of this program ({version})",
-                hint="continue with that version, or name another output",
-            )
+            raise JournalVersionError(self.path, version)
 
     def _add(
         self, key: str, record: CaptionRecord, more: Mapping[str, object], order: int | None
@@ -372,29 +387,10 @@ class RunJournal(Closing):
         try:
             self._size = self._log.append(before + line, at=self._size)
         except OSError as error:
-            raise self._failure(error) from error
+            raise failure(self.path, error) from error
         self._written = []
         return offset
 
     def _cut(self, size: int) -> None:
         self._log.cut(size)
         self._size = size
-
-    def _other_file(self) -> UsageError:
-        return UsageError(
-            f"`{self.path}` is not the journal of a captioning run",
-            hint="move it away, or name another output",
-        )
-
-    def _damage(self, line_number: int, line: bytes) -> IdeficsError:
-        if line_number == 1 and not line.startswith(_FIRST):
-            return self._other_file()
-        return IdeficsError(
-            f"line {line_number} of the journal `{self.path}` is damaged; nothing was changed",
-            hint="put an undamaged copy back; or move the journal away and give `--existing skip`,"
-            " which keeps the captions that the output has, and makes the others",
-        )
-
-    def _failure(self, error: OSError) -> IdeficsError:
-        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
-        return IdeficsError(f"cannot keep the journal `{self.path}`: {reason}")

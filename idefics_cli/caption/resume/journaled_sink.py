@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -15,6 +14,7 @@ from typing import NamedTuple, Self
 from idefics_cli.caption.resume.items import PICTURES, Identities, ItemRules
 from idefics_cli.caption.resume.journal import RunJournal, Settings
 from idefics_cli.caption.resume.names import reachable
+from idefics_cli.caption.resume.row_files import copy_head, has_line, reaches
 from idefics_cli.caption.resume.split import count_units
 from idefics_cli.caption.resume.todo import Todo, find_todo, is_continued
 from idefics_cli.caption.sinks.base import RecordError, Sink, Target
@@ -51,6 +51,8 @@ class JournaledSink:
     Attributes:
         todo: The pictures that are left to caption, once the sink is entered.
         is_resumed: Whether the run continues an earlier one, once the sink is entered.
+        replaces: Why the run, which may overwrite, does not continue an earlier one that it would
+            continue otherwise; None if there is no such run.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class JournaledSink:
         self._path = journal
         self._settings = settings
         self._retry_failed = retry_failed
+        self._may_begin_anew = target.existing == "overwrite" and not retry_failed
         self._rules = rules
         self._keys = Identities(target.pictures, rules, journal.parent)
         self._orders = None
@@ -81,6 +84,7 @@ class JournaledSink:
         self._waiting: dict[str, _Waiting] = {}
         self.todo = Todo(())
         self.is_resumed = False
+        self.replaces: str | None = None
 
     def __enter__(self) -> Self:
         """Lock the journal, and prepare the output.
@@ -95,10 +99,13 @@ class JournaledSink:
         # written leaves no journal.
         new = None if self._path.exists() else self._make_sink(self._target).__enter__()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._journal = RunJournal(self._path)
+        self._journal = RunJournal(self._path, takes_damaged=self._may_begin_anew)
         remove_unfinished(self._path.parent)
         try:
+            self.replaces = self._journal.damage
             self.is_resumed = self._is_the_same_run()
+            if self.is_resumed and self._may_begin_anew and self._has_changed():
+                self.is_resumed, self.replaces = False, _changed(self._rows)
             if self.is_resumed:
                 self._resume()
             else:
@@ -262,19 +269,21 @@ class JournaledSink:
     def _lacks_rows(self, path: Path) -> bool:
         """Whether the file may lack rows that it has according to the journal."""
         end = self._journal.end
-        return end is None or not _reaches(path, end)
+        return end is None or not reaches(path, end)
 
     def _check_unchanged(self, path: Path) -> None:
-        closed = self._journal.closed
-        # *closed* is None after a run that was killed, because it could not write the size and time
-        # of its output to the journal.
-        if closed is not None and (now := stamp_of_file(path)) is not None and now != closed:
+        if self._has_changed():
             raise UsageError(
-                f"`{path}` was changed by something else since the last run",
+                _changed(path),
                 hint="name another output, or let `--overwrite` begin anew",
             )
         end = self._journal.end
-        if self._retry_failed and closed is None and end is not None and _has_line(path, end):
+        if (
+            self._retry_failed
+            and self._journal.closed is None
+            and end is not None
+            and has_line(path, end)
+        ):
             # After a power failure, the output may have rows that the journal lacks.
             # `--retry-failed` would cut these rows off and not caption their pictures again.
             raise UsageError(
@@ -282,6 +291,16 @@ class JournaledSink:
                 hint="give the same command without `--retry-failed` first: "
                 f"it {self._rules.words.do}s them again",
             )
+
+    def _has_changed(self) -> bool:
+        """Whether another program changed the output after the last run."""
+        # *closed* is None after a run that was killed, because it could not write the size and time
+        # of its output to the journal.
+        closed = self._journal.closed
+        if self._rows is None or closed is None:
+            return False
+        now = stamp_of_file(self._rows)
+        return now is not None and now != closed
 
     def _sort_rows(self) -> None:
         """Write all rows anew if a row is missing, or if they are not in the order of pictures."""
@@ -319,7 +338,7 @@ class JournaledSink:
         assert temporary is not None
         self._journal.begin_rewriting()
         try:
-            _copy_head(path, temporary, base)
+            copy_head(path, temporary, base)
             with sink:
                 for record in self._records(keys):
                     with contextlib.suppress(RecordError):  # a picture of an earlier run
@@ -373,27 +392,5 @@ class _Waiting(NamedTuple):
     offset: int
 
 
-def _reaches(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size >= size
-    except FileNotFoundError:
-        return False
-
-
-def _has_line(path: Path, offset: int) -> bool:
-    """Whether a line ends after *offset*."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return any(b"\n" in block for block in iter(lambda: file.read(1 << 20), b""))
-    except FileNotFoundError:
-        return False
-
-
-def _copy_head(path: Path, copy: Path, size: int) -> None:
-    with copy.open("xb") as target:
-        if not size:
-            return
-        with path.open("rb") as source:
-            shutil.copyfileobj(source, target)
-        target.truncate(size)
+def _changed(path: Path | None) -> str:
+    return f"`{path}` was changed by something else since the last run"

@@ -87,7 +87,8 @@ def todo_of(
     Raises:
         UsageError: See `JournaledSink.__enter__`.
     """
-    with RunJournal(path) as journal:
+    may_begin_anew = existing == "overwrite" and not retry_failed
+    with RunJournal(path, takes_damaged=may_begin_anew) as journal:
         is_same = is_continued(
             journal, settings, existing, retry_failed=retry_failed, words=rules.words
         )

@@ -11,6 +11,7 @@ from typing import Self
 from idefics_cli.caption.events import (
     BatchLimited,
     BatchReduced,
+    BegunAnew,
     Kept,
     ModelLoading,
     Ready,
@@ -172,7 +173,8 @@ class CaptionProgress:
                     self._print(event)
 
     def _print(
-        self, event: Resumed | Kept | Unlocked | BatchLimited | BatchReduced | Stopping
+        self,
+        event: Resumed | Kept | Unlocked | BegunAnew | BatchLimited | BatchReduced | Stopping,
     ) -> None:
         console, words = self._console, self._kind.words
         match event:
@@ -192,6 +194,8 @@ class CaptionProgress:
                 console.note(
                     f"the file system of `{path}` has no locks: start no other run with this output"
                 )
+            case BegunAnew(reason):
+                console.warn(f"beginning anew, because {reason}")
             case BatchLimited(size):
                 console.note(f"{_counted(size, words)} at a time: more ran out of memory before")
             case BatchReduced(size):
