@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import image_limits
-from idefics_cli.core.errors import PromptError, UsageError
+from idefics_cli.core.errors import InputError, PromptError, UsageError
 from idefics_cli.core.sources import (
     STDIN,
     is_address,
@@ -59,7 +59,8 @@ def read_examples(
         lists: Paths of JSON lines or tables with a picture and its text in each row.
 
     Raises:
-        UsageError: If an example or a list cannot be read.
+        InputError: If a list is missing or cannot be read.
+        UsageError: If an example is wrong.
         ImageError: If a picture cannot be opened.
     """
     if not given and not lists:
@@ -124,7 +125,7 @@ def _rows(invocation: Invocation, path: str) -> Iterator[_Row]:
     from idefics_cli.caption.inputs.lists import read_list, where
 
     if not os.path.isfile(os.path.expanduser(path)):
-        raise UsageError(f"no such list of examples: `{path}`", hint=_LIST_FORM)
+        raise InputError(f"no such list of examples: `{path}`", hint=_LIST_FORM)
     found = read_list(path)
     base = base_folder(found)
     # `idefics caption` also writes rows of pictures that it could not caption. These are no

@@ -29,6 +29,11 @@ class IdeficsError(Exception):
         super().__init__(message)
         self.hint = hint
 
+    def add_hint(self, text: str) -> None:
+        """Add *text* to the hint, unless it is there or empty."""
+        if text and text not in (self.hint or ""):
+            self.hint = f"{self.hint}; {text}" if self.hint else text
+
 
 class UsageError(IdeficsError):
     """A command, option or setting that is not valid."""
@@ -81,6 +86,10 @@ class CutError(ModelError):
 
 class DeadEndError(ModelError):
     """A reply that cannot go on, because its schema, pattern or banned words exclude all tokens."""
+
+
+class InputError(IdeficsError):
+    """A list of pictures, requests or training data that is missing or that the system refuses."""
 
 
 class MemoryLimitError(IdeficsError):

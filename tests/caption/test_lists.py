@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from idefics_cli.caption.inputs.lists import FileList, parse_list, read_list
-from idefics_cli.core.errors import UsageError
+from idefics_cli.core.errors import InputError, UsageError
 
 
 def paths(data: bytes, source: str = "-", *, null: bool = False) -> list[str]:
@@ -178,7 +178,7 @@ def test_a_list_is_read_from_a_file_or_stdin(
     assert read_list("l.jsonl") == parse_list(data, "l.jsonl")
     assert read_list("-", io.BytesIO(data)) == parse_list(data, "-")
     assert FileList("sub/l.jsonl", ()).folder == "sub"
-    with pytest.raises(UsageError, match="no such list: `nosuch`"):
+    with pytest.raises(InputError, match="no such list: `nosuch`"):
         read_list("nosuch")
     with pytest.raises(UsageError, match=r"`\.` is a folder, not a list"):
         read_list(".")

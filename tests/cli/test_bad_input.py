@@ -77,6 +77,45 @@ def test_the_calls_are_of_every_command_and_every_kind_of_error() -> None:
     assert len({str(call) for call in CALLS}) > 150
 
 
+MISSING = {
+    "ask x -m demo -i nosuch.png": "no such file: `nosuch.png`",
+    "ask x -m demo -i nosuch/": "no such folder: `nosuch/`",
+    "ask x -m demo -i good.png --examples nosuch.jsonl": "no such list of examples: `nosuch.jsonl`",
+    "chat -m demo -i nosuch.png": "no such file: `nosuch.png`",
+    "caption -m demo nosuch.png": "no such file: `nosuch.png`",
+    "caption -m demo nosuch/": "no such folder: `nosuch/`",
+    "caption -m demo nosuch.tar": "no such file: `nosuch.tar`",
+    "caption -m demo 'nosuch/*.png'": "no picture matches `nosuch/*.png`",
+    "caption -m demo --filelist nosuch.txt": "no such list: `nosuch.txt`",
+    "caption -m demo good.png --examples nosuch.jsonl": "no such list of examples: `nosuch.jsonl`",
+    "caption -m demo nosuch/ --dry-run": "no such folder: `nosuch/`",
+    "collect nosuch.jsonl": "there are no shards of `nosuch.jsonl`",
+    "batch -m demo nosuch.jsonl": "cannot read `nosuch.jsonl`: No such file or directory",
+    "batch -m demo nosuch/": "cannot read `nosuch/`: No such file or directory",
+    "batch -m demo requests.jsonl --image-folder nosuch": "no folder `nosuch`",
+    "tune -m demo nosuch -o adapter": "no such file or folder: `nosuch`",
+    "tune -m demo nosuch.jsonl -o adapter": "no such file or folder: `nosuch.jsonl`",
+    "tune -m demo nosuch/ -o adapter --dry-run": "no such file or folder: `nosuch`",
+    "ask x -m ./nosuch": "there is no folder `./nosuch`",
+    "serve -m ./nosuch": "there is no folder `./nosuch`",
+    "ask x -m demo -i good.png --adapter ./nosuch": "there is no adapter `./nosuch`",
+}
+
+
+@pytest.mark.parametrize("line", MISSING)
+def test_what_a_command_works_on_and_does_not_exist_is_a_failure_and_no_wrong_usage(
+    line: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("requests.jsonl").write_text('{"prompt": "Hi"}\n', "utf-8")
+    before = sorted(os.listdir())
+    services = Services(environ={}, stdin=io.BytesIO(b"What is it?"))
+    ran = run(*shlex.split(line), services=services)
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.splitlines()[0] == f"error: {MISSING[line]}"
+    assert sorted(os.listdir()) == before
+
+
 @pytest.mark.parametrize(
     ("line", "stdin", "code", "first"),
     [

@@ -326,10 +326,8 @@ def test_an_output_of_something_else_is_not_overwritten() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (("no.jsonl",), "cannot read `no.jsonl`: No such file or directory"),
         (("empty.jsonl",), "`empty.jsonl` has no requests"),
         (("-",), "`-` needs requests on stdin"),
-        (("r.jsonl", "--image-folder", "no"), "no folder `no`"),
         (("r.jsonl", "-o", ""), "the name of the output file is empty"),
         (("r.jsonl", "-o", "a.csv"), "answers are JSON lines, not `.csv`"),
         (("r.jsonl", "-o", "metadata.jsonl"), "`metadata.jsonl` names the captions of a data set"),

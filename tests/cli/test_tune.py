@@ -239,7 +239,6 @@ def test_a_missing_picture_is_named_before_the_model_is_loaded(data: Path) -> No
     ("arguments", "message"),
     [
         (("photos",), "a folder for the adapter is missing"),
-        (("nothing", "-o", "out"), "no such file or folder: `nothing`"),
         (("photos", "-o", "photos"), "photos holds other files"),
         ((*SHORT, "--train", "head"), "--train must be text, connector or vision, not `head`"),
         ((*SHORT, "--rank", "0"), "--rank must be from 1 to 1024, not `0`"),

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from idefics_cli.caption.item import Columns
 from idefics_cli.core.conversation.pictures import PATH_COLUMNS
-from idefics_cli.core.errors import UsageError
+from idefics_cli.core.errors import InputError, UsageError
 from idefics_cli.core.sources import STDIN
 from idefics_cli.core.units import counted, format_size
 
@@ -87,7 +87,8 @@ def read_list(
         max_bytes: A list of this size or more is refused, and so is a device without an end.
 
     Raises:
-        UsageError: If the list cannot be read, or a row is wrong; the message names the line.
+        InputError: If the list is missing or cannot be read.
+        UsageError: If a row is wrong; the message names the line.
     """
     if source == STDIN and stdin is not None:
         data = stdin.read(max_bytes)
@@ -141,7 +142,7 @@ def _read(source: str, max_bytes: int) -> bytes:
         with open(os.path.expanduser(source), "rb") as file:
             return file.read(max_bytes)
     except FileNotFoundError:
-        raise UsageError(
+        raise InputError(
             f"no such list: `{source}`", hint="`--filelist -` reads it from stdin"
         ) from None
     except IsADirectoryError:
@@ -150,7 +151,7 @@ def _read(source: str, max_bytes: int) -> bytes:
         ) from None
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"cannot read the list `{source}`: {reason}") from error
+        raise InputError(f"cannot read the list `{source}`: {reason}") from error
 
 
 def _decoded(data: bytes, source: str) -> str:

@@ -17,7 +17,7 @@ from typing import BinaryIO, Self, overload
 from idefics_cli.caption.inputs.lists import where
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.requests.row import decode_row, is_line
-from idefics_cli.core.errors import PromptError, UsageError
+from idefics_cli.core.errors import InputError, PromptError, UsageError
 from idefics_cli.core.sources import STDIN, is_address
 from idefics_cli.core.types import Attachment
 
@@ -46,7 +46,8 @@ class RequestList(Sequence[CaptionItem]):
         source: The argument of this name.
 
     Raises:
-        UsageError: If the file cannot be read, or is no file of JSON lines.
+        InputError: If the file is missing or cannot be read.
+        UsageError: If it is no file of JSON lines.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class RequestList(Sequence[CaptionItem]):
                 self._scan()
                 stack.pop_all()
         except OSError as error:
-            raise UsageError(
+            raise InputError(
                 f"cannot read {self.name}: {error.strerror or error}",
                 hint=self._hint(error),
             ) from error
@@ -185,7 +186,7 @@ class RequestList(Sequence[CaptionItem]):
         try:
             file = open(os.path.expanduser(self.source), "rb")  # noqa: SIM115 (closed by `close`)
         except ValueError as error:  # NUL in the name
-            raise UsageError(f"cannot read {self.name}: {error}") from error
+            raise InputError(f"cannot read {self.name}: {error}") from error
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             return file
         with file:  # a pipe, as from `<(command)`

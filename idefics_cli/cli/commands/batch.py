@@ -24,7 +24,7 @@ from idefics_cli.cli.reply_form import chosen_form
 from idefics_cli.cli.server_choice import check_sight, served_spec
 from idefics_cli.cli.stdin import tell_if_silent
 from idefics_cli.config.settings import ANSWER_TOKENS
-from idefics_cli.core.errors import EXIT_DONE, UsageError
+from idefics_cli.core.errors import EXIT_DONE, InputError, UsageError
 from idefics_cli.core.sources import STDIN
 from idefics_cli.core.units import counted
 from idefics_cli.models.families.spec import find_family
@@ -181,7 +181,7 @@ def _listed(invocation: Invocation, source: str, folder: str | None) -> RequestL
             )
         tell_if_silent(stdin, invocation.console, "the requests")
     if folder is not None and not os.path.isdir(folder):
-        raise UsageError(f"no folder `{folder}`", hint="`--image-folder` holds the pictures")
+        raise InputError(f"no folder `{folder}`", hint="`--image-folder` holds the pictures")
     rows = RequestList(source, stdin, folder=folder)
     if not rows:
         with rows:

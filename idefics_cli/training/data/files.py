@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import BinaryIO, TextIO
 
 from idefics_cli.core.conversation.pictures import COLUMNS
-from idefics_cli.core.errors import PromptError, UsageError
+from idefics_cli.core.errors import InputError, PromptError, UsageError
 from idefics_cli.core.files import limited_lines
 from idefics_cli.core.json_objects import JsonObject, decode_object
 from idefics_cli.core.units import counted
@@ -50,7 +50,8 @@ def read_file(path: Path) -> Iterator[FileRow]:
     """Yield the rows of *path*; its extension says what it is. Memory holds a few rows at a time.
 
     Raises:
-        UsageError: If the file cannot be read, or what follows a row cannot be known.
+        InputError: If the file is missing or cannot be read.
+        UsageError: If it is no training data, or what follows a row cannot be known.
     """
     read = FORMATS.get(path.suffix.lower())
     if read is None:
@@ -67,10 +68,10 @@ def read_file(path: Path) -> Iterator[FileRow]:
             f"`{path}` is not UTF-8 text", hint="convert it, for example with `iconv -t utf-8`"
         ) from None
     except FileNotFoundError:
-        raise UsageError(f"no such file: `{path}`") from None
+        raise InputError(f"no such file: `{path}`") from None
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
         reason = error.strerror if isinstance(error, OSError) else None
-        raise UsageError(f"cannot read `{path}`: {reason or error}") from error
+        raise InputError(f"cannot read `{path}`: {reason or error}") from error
 
 
 def known_name(name: str) -> str:
@@ -291,7 +292,7 @@ def _parquet(path: Path) -> Iterator[FileRow]:
                     number += 1
                     yield FileRow(f"{path} row {number}", cells)
     except (ArrowException, TypeError, AttributeError) as error:
-        raise UsageError(f"cannot read `{path}`: {str(error).partition(chr(10))[0]}") from error
+        raise InputError(f"cannot read `{path}`: {str(error).partition(chr(10))[0]}") from error
 
 
 FORMATS: Mapping[str, Callable[[Path], Iterator[FileRow]]] = MappingProxyType(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from idefics_cli.core.errors import UsageError
+from idefics_cli.core.errors import InputError, UsageError
 from idefics_cli.core.json_objects import JsonObject
 from idefics_cli.training.data.chats import is_chat, read_chats
 from idefics_cli.training.data.files import FORMATS, read_file
@@ -67,10 +67,11 @@ def find_reader(data: Path, options: ReadOptions) -> Reader:
     """Return the reader of *data*, which is read with *options*.
 
     Raises:
-        UsageError: If nothing is there, it cannot be read, or has an unknown shape.
+        InputError: If nothing is there, or it cannot be read.
+        UsageError: If it has an unknown shape.
     """
     if not data.exists():
-        raise UsageError(f"no such file or folder: `{data}`")
+        raise InputError(f"no such file or folder: `{data}`")
     reader = next((reader for reader in READERS if reader.recognises(data, options)), None)
     if reader is not None:
         return reader
@@ -103,6 +104,7 @@ def read_rows(data: Path, options: ReadOptions) -> Iterator[RowResult]:
         options: How it is read.
 
     Raises:
-        UsageError: If it cannot be read.
+        InputError: If it cannot be read.
+        UsageError: If it has an unknown shape.
     """
     yield from find_reader(data, options).read(data, options)

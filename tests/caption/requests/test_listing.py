@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from idefics_cli.caption.requests.listing import RequestList
-from idefics_cli.core.errors import PromptError, UsageError
+from idefics_cli.core.errors import InputError, PromptError, UsageError
 
 Open = Callable[..., RequestList]
 
@@ -106,9 +106,9 @@ def test_a_file_of_another_kind_is_refused_as_a_whole(
 
 def test_a_missing_file_or_a_folder_is_named(tmp_path: Path, listed: Open) -> None:
     for source, reason in ((tmp_path / "no.jsonl", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(UsageError, match=rf"^cannot read `{source}`: {reason}"):
+        with pytest.raises(InputError, match=rf"^cannot read `{source}`: {reason}"):
             listed(source)
-    with pytest.raises(UsageError) as info:
+    with pytest.raises(InputError) as info:
         RequestList("https://example.com/r.jsonl")
     assert (
         info.value.hint == "`curl https://example.com/r.jsonl | idefics batch - -o answers.jsonl`"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idefics_cli.core.errors import ImageError, PromptError, UsageError
+from idefics_cli.core.errors import ImageError, InputError, PromptError, UsageError
 from tests.support.bad_calls.call import Call
 
 DEEPER = "`-r` also looks into its sub-folders"
@@ -34,7 +34,7 @@ CAPTIONING = (
         "`idefics caption photos/ -r`; `--filelist FILE` takes a list of them"),
     Call("caption --null good.png", UsageError, "`--null` is for a list",
         "`find photos -name '*.jpg' -print0 | idefics caption --filelist - --null`"),
-    Call("caption --filelist nosuch", UsageError, "no such list: `nosuch`",
+    Call("caption --filelist nosuch", InputError, "no such list: `nosuch`",
         "`--filelist -` reads it from stdin"),
     Call("caption --filelist vacant", UsageError, "`vacant` is a folder, not a list",
         "`idefics caption vacant`"),

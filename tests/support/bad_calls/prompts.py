@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idefics_cli.core.errors import PromptError, UsageError
+from idefics_cli.core.errors import InputError, PromptError, UsageError
 from tests.support.bad_calls.call import Call
 from tests.support.bad_calls.folder import PICTURE
 
@@ -39,7 +39,7 @@ PROMPTS = (
     Call("ask x -i good.png --example 'https://x.org/a?b=c=y'", UsageError,
         "it is not clear where the address ends in `https://x.org/a?b=c=y`",
         "put it into a list: `--examples FILE.jsonl`"),
-    Call("ask x -i good.png --examples missing.jsonl", UsageError,
+    Call("ask x -i good.png --examples missing.jsonl", InputError,
         "no such list of examples: `missing.jsonl`",
         'each line is like `{"image": "a.jpg", "text": "A red kite."}`'),
     Call("caption good.png -m demo --ask a=b --ask c=d --example good.png=y", UsageError,

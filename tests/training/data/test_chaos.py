@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from idefics_cli.core.errors import UsageError
+from idefics_cli.core.errors import InputError, UsageError
 from idefics_cli.training.data.options import ReadOptions
 from idefics_cli.training.data.read import read_rows
 from tests.support.training_data import PROMPT, SHAPES
@@ -74,7 +74,7 @@ def test_odd_data_gives_rows_or_an_error_that_names_it(shape: str, tmp_path: Pat
         )
         try:
             names = [result.key for result in read_rows(data, options)]
-        except UsageError as error:
+        except (InputError, UsageError) as error:
             names = [str(error)]
         assert all(str(tmp_path) in name for name in names)
         file.write_bytes(before)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from idefics_cli.core.errors import UsageError
+from idefics_cli.core.errors import InputError, UsageError
 from idefics_cli.training.data.files import FORMATS, FileRow, read_file
 
 Write = Callable[[str, bytes], Path]
@@ -112,7 +112,7 @@ def test_each_wrong_line_is_a_fault_of_its_row(write: Write) -> None:
 
 def test_a_line_without_end_is_refused(write: Write) -> None:
     path = write("a.jsonl", b'{"a": "' + b"x" * (65 * 2**20))
-    with pytest.raises(UsageError, match="a line is longer than 64 MiB"):
+    with pytest.raises(InputError, match="a line is longer than 64 MiB"):
         list(read_file(path))
 
 
@@ -160,7 +160,7 @@ def test_a_row_with_more_or_fewer_columns_is_a_fault_of_that_row(write: Write) -
 
 def test_a_broken_parquet_file_is_named(write: Write) -> None:
     pytest.importorskip("pyarrow")
-    with pytest.raises(UsageError, match=r"cannot read `.*a\.parquet`: "):
+    with pytest.raises(InputError, match=r"cannot read `.*a\.parquet`: "):
         list(read_file(write("a.parquet", b"PAR1 and then nothing")))
 
 
@@ -178,7 +178,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(
     extension: str, tmp_path: Path
 ) -> None:
     path = tmp_path / f"a{extension}"
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(InputError, match="no such file"):
         list(read_file(path))
     os.mkfifo(path)
     with pytest.raises(UsageError, match="is not a regular file"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from idefics_cli.core.errors import UsageError
+from idefics_cli.core.errors import InputError, UsageError
 from idefics_cli.core.types import Message
 from idefics_cli.training.data.options import ReadOptions
 from idefics_cli.training.data.read import READERS, find_reader
@@ -408,7 +408,7 @@ def test_a_table_without_the_column_of_pictures_says_which_columns_there_are(
 
 
 def test_what_is_not_there_or_has_no_captions_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such file or folder"):
+    with pytest.raises(InputError, match="no such file or folder"):
         read(tmp_path / "missing")
     with pytest.raises(UsageError, match="no captions in the folder") as caught:
         read(write_pictures(tmp_path / "pictures"))
