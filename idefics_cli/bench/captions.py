@@ -116,7 +116,7 @@ def caption(stage: Stage) -> Iterator[ReportRow | Skipped]:
     yield ReportRow(
         "caption",
         counted(len(pictures), "picture"),
-        "files to captions, models loaded; plain transformers in a loop at its best batch size",
+        f"files to captions, models loaded; plain transformers in a loop {_chosen(loops)}",
         "pictures/s",
         True,
         _rates(ours, len(pictures)),
@@ -236,7 +236,16 @@ def _rates(run: _Run, count: int) -> Series:
     return Series(tuple(count / seconds for seconds in run.seconds))
 
 
+def _chosen(loops: Mapping[int, _Run]) -> str:
+    if len(loops) > 1:
+        return "at its best batch size"
+    return f"at batch size {next(iter(loops))}, the only one tried"
+
+
 def _note(loops: Mapping[int, _Run], count: int) -> str:
+    if len(loops) == 1:
+        size = next(iter(loops))
+        return f"plain transformers tried batch size {size} only, which may not be its best"
     parts = [
         f"{_rates(run, count).median:.3g} with {size}" if run.seconds else f"{size} not tried"
         for size, run in sorted(loops.items())

@@ -51,11 +51,15 @@ def telling_origin(invocation: Invocation) -> Iterator[None]:
     try:
         yield
     except IdeficsError as error:
-        place = _place_of_address(invocation)
-        if place is not None:
-            tail = f"{place} names the server; `--server {LOCAL}` runs the model here"
-            error.hint = f"{error.hint}; {tail}" if error.hint else tail
+        error.add_hint(_origin_hint(invocation))
         raise
+
+
+def _origin_hint(invocation: Invocation) -> str:
+    place = _place_of_address(invocation)
+    if place is None:
+        return ""
+    return f"{place} names the server; `--server {LOCAL}` runs the model here"
 
 
 def _place_of_address(invocation: Invocation) -> str | None:
@@ -82,13 +86,16 @@ def choose_served(
     from idefics_cli.engine.remote.survey import choose_model, spec_of
 
     named = model or _named_model(invocation, models)
-    return spec_of(
+    spec = spec_of(
         url,
         key,
         choose_model(url, key, models, named),
         limits=image_limits(invocation.settings),
         offline=invocation.settings.offline,
     )
+    assert spec.server is not None
+    server = replace(spec.server, origin_hint=_origin_hint(invocation))
+    return replace(spec, server=server)
 
 
 def server_address(invocation: Invocation) -> tuple[str, str]:
@@ -147,10 +154,12 @@ def check_sight(invocation: Invocation, spec: LoadSpec) -> None:
     with invocation.console.status("checking that the server sees pictures"):
         sight = find_sight(spec)
     if sight == "no":
-        raise NoServerError(
+        error = NoServerError(
             f"`{spec.name}` at {spec.server.url} does not see pictures: they change nothing",
             hint="choose another model with `-m`",
         )
+        error.add_hint(spec.server.origin_hint)
+        raise error
     if sight == "unknown":
         invocation.console.warn("the server counts no tokens, so it may not see pictures")
 

@@ -75,6 +75,11 @@ class Resolved:
         """Whether the setting *name* has a value from a flag, a variable or the file."""
         return self.origins[name].source != "default"
 
+    def written(self, name: str) -> Value:
+        """Return the value of the setting *name* as a configuration file would have it."""
+        value: Value = getattr(self.settings, name)
+        return LOCAL if name == "server" and value is None and self.is_given(name) else value
+
     def overrides(self, name: str, other: str) -> bool:
         """Whether the source of the setting *name* has precedence over that of *other*."""
         ranks = [_SOURCES.index(self.origins[setting].source) for setting in (name, other)]

@@ -22,6 +22,8 @@ class ServerSpec:
         context_tokens: Number of tokens that the model takes; None if the server does not say it.
         revision: The commit of the weights, if the server says it.
         root: The repository of the model, if the server says it.
+        origin_hint: What errors add to their hints: where the address comes from; "" if the user
+            has typed it.
     """
 
     url: str
@@ -30,6 +32,7 @@ class ServerSpec:
     context_tokens: int | None = None
     revision: str | None = None
     root: str = ""
+    origin_hint: str = field(default="", compare=False)
 
     @property
     def is_ours(self) -> bool:

@@ -10,8 +10,11 @@ import pytest
 
 from idefics_cli.bench.report import Report
 from idefics_cli.bench.run import run
+from idefics_cli.bench.stand_ins import WorkerFigures
+from idefics_cli.cli.commands.bench import scaling
 from idefics_cli.cli.commands.bench.choices import parse
 from idefics_cli.cli.commands.bench.scaling import measure_bytes, run_workers
+from tests.support import commands
 from tests.support.bench import QUICK, Stand
 
 
@@ -34,6 +37,17 @@ def test_a_run_without_names_leaves_it_out() -> None:
     more = {"rounds": None, "seconds": None, "plain_quantization": None}
     assert "scale" not in parse([], quick=False, **given, **more).names
     assert parse(["scale"], quick=False, **given, **more).names == ("scale",)
+
+
+def test_the_command_needs_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = WorkerFigures(50.0, 1e-4)
+    monkeypatch.setattr(scaling, "run_workers", lambda count, *_: replace(figures, rate=count * 50))
+    monkeypatch.setattr(scaling, "measure_bytes", lambda *_: 500.0)
+    for words in ((), ("-m", "smolvlm-2.2b")):
+        ran = commands.run("bench", "scale", "--quick", *words)
+        assert ran.code == 0, ran.err
+        assert ran.out.startswith("stand-ins for models, on ")
+        assert "scale: 2 workers" in ran.out
 
 
 def test_workers_and_memory_are_measured(tmp_path: Path) -> None:

@@ -153,6 +153,13 @@ def test_captions_are_compared_with_the_best_batch_size_of_the_plain_loop() -> N
     assert all(engine.is_closed for engine in stand.engines)
 
 
+def test_a_single_batch_size_of_the_plain_loop_is_not_called_its_best() -> None:
+    report, _ = measured("caption", choices=replace(QUICK, batch_sizes=(1,)))
+    (row,) = report.rows
+    assert row.compares.endswith("transformers in a loop at batch size 1, the only one tried")
+    assert row.notes == ("plain transformers tried batch size 1 only, which may not be its best",)
+
+
 @pytest.mark.parametrize(
     ("sizes", "told"),
     [

@@ -254,9 +254,13 @@ def test_a_missing_package_is_named_and_a_run_without_names_leaves_serve_out(
     assert "serve" in names([])
     packages.check_packages()
     assert "serve" not in names(["fastapi"])
-    with pytest.raises(IdeficsError, match="both servers need the package fastapi") as told:
+    with pytest.raises(IdeficsError, match=r"`transformers serve`, .* needs fastapi$") as told:
         packages.check_packages()
-    assert "transformers[serving]" in (told.value.hint or "")
+    assert told.value.hint == "pip install 'transformers[serving]'"
+    assert "serve" not in names(["starlette", "uvicorn"])
+    with pytest.raises(IdeficsError, match=r"`idefics serve`, .* starlette, uvicorn$") as told:
+        packages.check_packages()
+    assert told.value.hint == "pip install 'idefics-cli[serve]'"
 
 
 @pytest.mark.slow

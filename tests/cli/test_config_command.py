@@ -76,6 +76,20 @@ def test_path_works_while_the_file_is_broken(tmp_path: Path) -> None:
     assert run("config", services=broken).code == 2
 
 
+def test_the_server_local_is_shown_as_it_is_given(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text('server = "local"')
+    for environ, origin in (
+        ({"IDEFICS_SERVER": "local"}, "IDEFICS_SERVER"),
+        ({"IDEFICS_CONFIG": str(file)}, str(file)),
+    ):
+        given = services(tmp_path, **environ)
+        lines = [" ".join(line.split()) for line in run("config", services=given).out.splitlines()]
+        assert f'server = "local" # {origin}' in lines
+        shown = run("config", "--json", services=given).record["settings"]["server"]
+        assert (shown["value"], shown["name"]) == ("local", origin)
+
+
 def test_a_misspelt_variable_is_a_warning(tmp_path: Path) -> None:
     ran = run("config", "path", services=services(tmp_path, IDEFICS_TOPK="1"))
     assert ran.err == ""

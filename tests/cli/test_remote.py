@@ -205,6 +205,32 @@ def models(*names: str, owner: str = "library") -> Scripted:
     return Scripted(json.dumps({"object": "list", "data": data}).encode())
 
 
+@pytest.mark.parametrize(
+    ("command", "answer", "error"),
+    [
+        ("ask Hi", Scripted(b"{}", status=401), "answers 401"),
+        ("ask Hi", Scripted(b"{}", status=400), "answers 400"),
+        ("caption PICTURE", Scripted(b"{}", status=404), "answers 404"),
+        ("caption PICTURE --dry-run", Scripted(b"{}", status=401), "answers 401"),
+    ],
+)
+def test_an_error_during_a_run_tells_where_the_address_comes_from(
+    command: str, answer: Scripted, error: str, scenes: Path
+) -> None:
+    words = command.replace("PICTURE", picture_in(scenes)).split()
+    tail = "`IDEFICS_SERVER` names the server; `--server local` runs the model here"
+    with scripted_server(models("a", owner="idefics"), answer) as server:
+        named = idefics(*words, IDEFICS_SERVER=server.url)
+    with scripted_server(models("a", owner="idefics"), answer) as server:
+        typed = idefics(*words, "--server", server.url)
+    for ran in (named, typed):
+        assert ran.code == 1
+        assert error in ran.err
+    assert named.err.count(tail) == 1
+    assert named.err.rstrip().endswith(tail)
+    assert "names the server" not in typed.err
+
+
 def test_one_of_several_models_must_be_named() -> None:
     with scripted_server(models("a", "b")) as server:
         ran = idefics("ask", "Hi", "--server", server.url)

@@ -6,7 +6,12 @@ from importlib.util import find_spec
 
 from idefics_cli.core.errors import IdeficsError
 
-SERVER_PACKAGES = ("starlette", "prometheus_client", "uvicorn", "fastapi", "openai")
+# Each server with its packages, and the extra that installs them.
+_SERVERS = (
+    ("`idefics serve`", ("starlette", "prometheus_client", "uvicorn"), "idefics-cli[serve]"),
+    ("`transformers serve`", ("fastapi", "openai", "uvicorn"), "transformers[serving]"),
+)
+SERVER_PACKAGES = tuple(package for _, packages, _ in _SERVERS for package in packages)
 
 
 def check_packages() -> None:
@@ -15,9 +20,10 @@ def check_packages() -> None:
     Raises:
         IdeficsError: If a package is missing.
     """
-    for package in SERVER_PACKAGES:
-        if find_spec(package) is None:
+    for server, packages, extra in _SERVERS:
+        missing = [package for package in packages if find_spec(package) is None]
+        if missing:
             raise IdeficsError(
-                f"both servers need the package {package}",
-                hint="pip install 'idefics-cli[serve]' 'transformers[serving]'",
+                f"{server}, one of the two servers of this comparison, needs {', '.join(missing)}",
+                hint=f"pip install '{extra}'",
             )

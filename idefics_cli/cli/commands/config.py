@@ -48,7 +48,7 @@ def _record(resolved: Resolved) -> dict[str, object]:
     for name in setting_table():
         origin = resolved.origins[name]
         settings[name] = {
-            "value": getattr(resolved.settings, name),
+            "value": resolved.written(name),
             "source": origin.source,
             "name": origin.name or None,
         }
@@ -63,8 +63,9 @@ def _lines(resolved: Resolved) -> list[str]:
     state = "" if resolved.file.is_file() else " (does not exist)"
     lines = [f"# {one_line(str(resolved.file))}{state}"]
     for name, setting in setting_table().items():
-        value: Value = getattr(resolved.settings, name)
-        lines.append(f"{_line(setting, value):<40}  # {_shown(resolved.origins[name])}")
+        lines.append(
+            f"{_line(setting, resolved.written(name)):<40}  # {_shown(resolved.origins[name])}"
+        )
     return lines
 
 

@@ -9,7 +9,7 @@ from threading import Event, Lock
 from typing import TypeVar
 
 from idefics_cli.core.closing import Closing
-from idefics_cli.core.errors import PromptError
+from idefics_cli.core.errors import NoServerError, PromptError, ServerError
 from idefics_cli.core.servers import ServerSpec
 from idefics_cli.core.threads import in_background
 from idefics_cli.core.types import Completion, GenerationRequest, LoadSpec, Progress, TokenChunk
@@ -104,6 +104,9 @@ class RemoteEngine(Closing):
             if not isinstance(event, TokenChunk):
                 with self._lock:
                     self._open.discard(asked)
+            # In a batch, each request has its own ServerError, and a NoServerError ends them all.
+            if isinstance(event, NoServerError if urgency == "batch" else ServerError):
+                event.add_hint(server.origin_hint)
             listen(event)
 
         asked = RemoteRequest(

@@ -83,12 +83,12 @@ def render_speeds(speeds: SpeedCheck) -> str:
     """Return what was measured and what the table says, as lines of text."""
     source = f"table: {speeds.row.source}"
     lines = [f"speeds on {counted(speeds.threads, 'thread')} of the processor; {source}"]
-    for claim in speeds.claims:
-        off = "" if claim.holds else ": the other way round" if claim.is_reversed else ": off"
-        lines.append(f"  {claim.text}{off}")
     if speeds.disturbance is not None:
         why = f"{speeds.disturbance}, so these figures are not kept"
         lines.append(f"  disturbed: {why}; repeat the check on a quiet machine")
+    for claim in speeds.claims:
+        off = "" if claim.holds else ": the other way round" if claim.is_reversed else ": off"
+        lines.append(f"  {claim.text}{off}")
     return "\n".join([*lines, *(f"  {note}" for note in speeds.changes)])
 
 

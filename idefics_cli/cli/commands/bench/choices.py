@@ -13,6 +13,9 @@ from idefics_cli.bench.serving.packages import SERVER_PACKAGES
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.types import Quantization
 
+WITHOUT_MODEL = frozenset({"scale"})
+"""The scenarios that measure stand-ins for models."""
+
 _CAPTION = "caption"
 # Packages of extras, by the scenario that needs them.
 _NEEDED = {"tune": ("peft",), "serve": SERVER_PACKAGES}
@@ -199,7 +202,7 @@ def _usual(names: Iterable[str]) -> Iterable[str]:
     return (
         name
         for name in names
-        if name != "scale"
+        if name not in WITHOUT_MODEL
         and all(find_spec(package) is not None for package in _NEEDED.get(name, ()))
     )
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idefics_cli.cli.commands.bench.choices import Asked
+from idefics_cli.cli.commands.bench.choices import WITHOUT_MODEL, Asked
 from idefics_cli.cli.commands.bench.planned import BenchPlan
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PARTIAL, IdeficsError
@@ -46,6 +46,8 @@ def deliver(
 
 
 def _title(plan: BenchPlan, asked: Asked) -> str:
+    if set(asked.names) <= WITHOUT_MODEL:
+        return f"{plan.title}, on {plan.machine.cpu_name}"
     spec = plan.plan.spec
     own, plain = (
         spec.dtype if method == "none" else f"{method} and {spec.dtype}"

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idefics_cli.cli.commands.bench.choices import Asked, RandomWeights
+from idefics_cli.cli.commands.bench.choices import WITHOUT_MODEL, Asked, RandomWeights
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import plan_for, report_warnings
 from idefics_cli.core.errors import ModelError, UsageError
 from idefics_cli.core.units import counted
+from idefics_cli.models.hub.registry import DEMO
 
 if TYPE_CHECKING:
     from idefics_cli.hardware.machine import Machine
@@ -50,7 +51,10 @@ def plan_bench(invocation: Invocation, asked: Asked) -> Iterator[BenchPlan]:
     with invocation.console.status("starting"):
         machine = invocation.services.probe()
     weights = asked.weights
-    if weights is None:
+    if set(asked.names) <= WITHOUT_MODEL:
+        demo = _with(invocation, model=DEMO, adapter=None, quantization="none")
+        yield replace(_checkpoint(demo, machine), title="stand-ins for models")
+    elif weights is None:
         yield _checkpoint(invocation, machine)
     elif weights.folder is not None:
         yield _random_weights(invocation, weights, Path(weights.folder).absolute(), machine)
