@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from idefics_cli.core.errors import UsageError
+from idefics_cli.core.errors import PromptError, UsageError
+from idefics_cli.core.sources import kind_of_source, without_password
 from idefics_cli.core.types import (
     Attachment,
     Finish,
@@ -289,7 +291,25 @@ class Conversation:
         known = {*own, *(picture.number for picture in self.pictures_in_prompt)}
         if self.pictures and not known:
             known = {0}  # all pictures are dropped, and no number refers to one
-        check_marks(read_marks(text), own, known, gives="/image")
+        pieces = read_marks(text)
+        for picture in self.pictures:
+            if picture.number not in known and picture.number in references(pieces):
+                raise self._left_out(picture)
+        check_marks(pieces, own, known, gives="/image")
+
+    def _left_out(self, picture: ChatPicture) -> PromptError:
+        """Return the error for a text that names *picture*, which is not in the prompt."""
+        state = "was forgotten with its question"
+        if not picture.is_in_prompt:
+            state = "was dropped" if picture.is_dropped else "cannot be found"
+        number, source = picture.number, picture.source
+        # What the clipboard or stdin held is gone, and a data URI is too long to type.
+        is_typed = kind_of_source(source) not in ("clipboard", "stdin", "data")
+        again = shlex.quote(without_password(source)) if is_typed else "PATH"
+        return PromptError(
+            f"the prompt has `[{number}]`, and picture {number} {state}",
+            hint=rf"`/image {again}` attaches it again; `\[{number}]` is text",
+        )
 
     def request(self, sampling: Sampling, *, sees_last_only: bool = False) -> GenerationRequest:
         """Return the request for the pending turn.

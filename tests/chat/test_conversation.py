@@ -227,7 +227,7 @@ def test_ordinals_count_the_pictures_that_are_left() -> None:
         "user",
         ("What is in the second image?",),
     )
-    with pytest.raises(PromptError, match=r"`\[1\]`, and there is no picture 1"):
+    with pytest.raises(PromptError, match=r"`\[1\]`, and picture 1 was dropped"):
         TWO.dropped(1).check_marks("[2] [1]")
 
 
@@ -275,6 +275,25 @@ def test_a_mark_without_a_picture_is_refused(text: str, staged: int, error: str)
         TWO.check_marks(text, staged)
     assert str(caught.value) == error
     TWO.check_marks(f"`{text}`", staged)
+
+
+def test_a_mark_of_a_picture_that_is_left_out_tells_why_and_how_to_attach_it_again() -> None:
+    asked = [("Hi", ("my dog.png",), "Hello."), ("And?", ("clipboard:",), "Yes.")]
+    chat = walk(*asked, ("Well?", ("c.png",), "Well."))
+    left_out = {
+        1: (chat.without_oldest(1), "was forgotten with its question", "'my dog.png'"),
+        2: (chat.dropped(2), "was dropped", "PATH"),
+        3: (chat.with_missing(frozenset({chat.pictures[2].digest})), "cannot be found", "c.png"),
+    }
+    for number, (now, state, source) in left_out.items():
+        with pytest.raises(PromptError) as caught:
+            now.check_marks(f"What is in [{number}]?")
+        error = caught.value
+        assert str(error) == f"the prompt has `[{number}]`, and picture {number} {state}"
+        assert error.hint == rf"`/image {source}` attaches it again; `\[{number}]` is text"
+        now.check_marks(rf"What is in \[{number}]?")
+    with pytest.raises(PromptError, match="was dropped"):
+        chat.without_oldest(1).dropped(1).check_marks("[1]")
 
 
 def test_numbers_are_text_in_a_chat_without_pictures() -> None:
