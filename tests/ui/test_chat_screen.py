@@ -14,6 +14,20 @@ from tests.support.tmux import Window, has_tmux
 pytestmark = pytest.mark.skipif(not has_tmux(), reason="needs tmux")
 
 
+@pytest.mark.parametrize("arguments", [(), ("--accessible",)], ids=" ".join)
+def test_text_typed_during_the_start_is_shown_once_at_the_prompt(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    with Window(tmp_path, *arguments) as window:
+        window.type("hello th")
+        window.wait("hello th")
+        window.type("ere")
+        lines = window.wait("> hello there")
+    banner = next(line for line in lines if "lists the commands" in line)
+    assert not banner.startswith("hello")
+    assert arguments or sum("hello" in line for line in lines) == 1
+
+
 def test_a_paragraph_is_copied_as_one_line(tmp_path: Path) -> None:
     with Window(tmp_path, columns=60) as window:
         window.wait_for_prompt()

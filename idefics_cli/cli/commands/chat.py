@@ -40,6 +40,7 @@ from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.engine.protocol import Engine
 from idefics_cli.engine.remote.address import read_address
 from idefics_cli.models.hub.registry import base_model_error
+from idefics_cli.ui.terminal.console import Console, write
 
 if TYPE_CHECKING:
     from idefics_cli.chat.attachments import PictureOpener, StagedPicture
@@ -149,6 +150,7 @@ def _talk(
 
     stack.enter_context(leaving_on_termination())
     stack.enter_context(silent_keyboard())
+    _erase_echo(invocation.console)
     resolved, invocation = invocation.resolved, with_base_model(invocation)
     opener = PictureOpener(image_limits(invocation.settings), offline=invocation.settings.offline)
     if invocation.settings.server is not None:
@@ -171,6 +173,14 @@ def _talk(
     draft = talk.turns.take_back() if session.conversation.pending else ""
     talk.turns.staged += pictures
     _run(invocation, Dispatcher(talk, Path.cwd(), draws=invocation.console.draws), pictures, draft)
+
+
+def _erase_echo(console: Console) -> None:
+    """Erase the keys that the terminal has shown until now; the first line input shows them."""
+    from idefics_cli.ui.terminal.keyboard import has_typed_text
+
+    if has_typed_text(wait_seconds=0.0):
+        write(console.err, "\r\x1b[K" if console.draws else "\n")
 
 
 def _run(
