@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from idefics_cli.caption.executors.cluster import Cluster
+    from idefics_cli.caption.executors.warm import WarmProcesses
     from idefics_cli.models.families.spec import Shape
     from idefics_cli.models.hub.facts import ModelFacts
     from idefics_cli.models.planning.plan import Machine
@@ -36,6 +37,12 @@ def _probe_machine() -> Machine:
     from idefics_cli.models.planning.plan import probe_machine
 
     return probe_machine()
+
+
+def _warm_up(count: int) -> WarmProcesses:
+    from idefics_cli.caption.executors.warm import WarmProcesses
+
+    return WarmProcesses(count)
 
 
 def _broken_packages() -> Mapping[str, str]:
@@ -97,6 +104,7 @@ class Services:
         stdin: Standard input in bytes; None if it is closed.
         make_factory: Returns the engine factory for a `LoadSpec`.
         probe: Describes this machine.
+        warm_up: Starts processes for workers; None if they must not start early.
         broken_packages: Returns the packages that cannot be imported, each with the reason. This
             takes seconds.
         failing_kernels: Runs the self-tests of the kernels of a plan, and returns the failures.
@@ -114,6 +122,7 @@ class Services:
     stdin: BinaryIO | None = field(default_factory=_stdin)
     make_factory: Callable[[LoadSpec], EngineFactory] = engine_factory
     probe: Callable[[], Machine] = _probe_machine
+    warm_up: Callable[[int], WarmProcesses] | None = _warm_up
     broken_packages: Callable[[], Mapping[str, str]] = _broken_packages
     failing_kernels: Callable[[LoadSpec], Collection[str]] = _failing_kernels
     probe_gpus: Callable[[Path, Verdicts, Machine, Shape], Verdicts] = _probe_gpus

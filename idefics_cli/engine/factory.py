@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 from idefics_cli.core.errors import IdeficsError, MemoryLimitError
 from idefics_cli.core.imports import import_transformers, quick_imports
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.engine.protocol import Engine, EngineFactory
 from idefics_cli.models.families.compiler_imports import without_compiler
+
+if TYPE_CHECKING:
+    from idefics_cli.engine.local.engine import LocalEngine
 
 # Parts of messages of the dynamic linker about too little memory. The first is from glibc's
 # dl-load.c. The second is from the text of ENOMEM, without its first letter: both "Cannot" and
@@ -27,6 +32,15 @@ def engine_factory(spec: LoadSpec) -> EngineFactory:
     return partial(_local_engine if spec.server is None else _remote_engine, spec)
 
 
+def import_engine() -> None:
+    """Import what a local engine needs, so that a factory returns sooner.
+
+    If that fails, the factory tells why.
+    """
+    with suppress(ImportError, OSError, MemoryError):
+        _import_local_engine()
+
+
 def _remote_engine(spec: LoadSpec, *, progress: Progress | None = None) -> Engine:
     with quick_imports():
         from idefics_cli.engine.remote.engine import RemoteEngine
@@ -35,12 +49,17 @@ def _remote_engine(spec: LoadSpec, *, progress: Progress | None = None) -> Engin
 
 def _local_engine(spec: LoadSpec, *, progress: Progress | None = None) -> Engine:
     try:
-        with quick_imports(), without_compiler():
-            import_transformers()
-            from idefics_cli.engine.local.engine import LocalEngine
+        local_engine = _import_local_engine()
     except (ImportError, OSError, MemoryError) as error:
         raise _import_error(error) from error
-    return LocalEngine(spec, progress=progress)
+    return local_engine(spec, progress=progress)
+
+
+def _import_local_engine() -> type[LocalEngine]:
+    with quick_imports(), without_compiler():
+        import_transformers()
+        from idefics_cli.engine.local.engine import LocalEngine
+    return LocalEngine
 
 
 def _import_error(error: ImportError | OSError | MemoryError) -> IdeficsError:

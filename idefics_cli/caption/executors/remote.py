@@ -21,6 +21,7 @@ from idefics_cli.caption.executors.worker_protocol import (
     Hire,
     Inbox,
     Received,
+    WorkerAnswer,
     WorkerEnded,
     WorkerEvent,
     WorkerLoading,
@@ -234,6 +235,8 @@ class _Crew:
                     self._progress(phase, share)
             case WorkerEnded():
                 yield from self._end(place, event)
+            case WorkerAnswer():  # nobody waits for it any more
+                pass
             case _:
                 yield event
 

@@ -16,7 +16,9 @@ from typing import BinaryIO, Literal
 from idefics_cli.caption.executors.event_stream import event_bytes
 from idefics_cli.caption.executors.local import LocalExecutor
 from idefics_cli.caption.executors.worker_protocol import (
+    Errand,
     Task,
+    WorkerAnswer,
     WorkerEnded,
     WorkerEvent,
     WorkerLoading,
@@ -34,7 +36,7 @@ def work(commands: BinaryIO) -> None:
     If the process at the other end ends, this one ends, too.
 
     Args:
-        commands: A pickled `Task`, then pickled `Command`s.
+        commands: Pickled `Errand`s, a pickled `Task`, then pickled `Command`s.
     """
     # The run decides what Ctrl-C and SIGTERM mean.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -44,7 +46,10 @@ def work(commands: BinaryIO) -> None:
     warnings.filterwarnings("ignore")
     outbox, source = _Outbox(events), GivenPictures()
     try:
-        task: Task = pickle.load(commands)
+        while isinstance(task := pickle.load(commands), Errand):
+            value = task.function()
+            if task.answers:
+                outbox.put(WorkerAnswer(value))
         Thread(target=_receive, args=(commands, source), daemon=True).start()
         outbox.put(run_task(task, source, outbox.put))
     except BaseException:

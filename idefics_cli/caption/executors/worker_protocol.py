@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 
 from idefics_cli.caption.events import ExecutorEvent
 from idefics_cli.caption.executors.reading import MakeReader
@@ -63,7 +63,27 @@ class Task:
     make_reader: MakeReader
 
 
-WorkerEvent = ExecutorEvent | WorkerLoading | WorkerNamed | WorkerEnded
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """A call that the process of a worker makes before it gets its task.
+
+    Attributes:
+        function: What it calls; picklable.
+        answers: Whether the process sends the result, in a `WorkerAnswer`.
+    """
+
+    function: Callable[[], object]
+    answers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAnswer:
+    """The result of an `Errand`."""
+
+    value: Any  # Any: an errand can return any picklable value
+
+
+WorkerEvent = ExecutorEvent | WorkerLoading | WorkerNamed | WorkerAnswer | WorkerEnded
 Received = tuple["CaptionWorker", WorkerEvent]
 """A worker and its event; `WorkerEnded` is the last one of each."""
 

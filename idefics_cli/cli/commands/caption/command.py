@@ -133,6 +133,8 @@ def caption(
     for note in listing.notes:
         invocation.console.note(note)
     shared = find_workers(invocation, given)
+    if shared:
+        context.call_on_close(shared.close)
     target = _target(invocation, shared)
     job = caption_job(invocation, listing, questions, target, destination, form, shown)
     job = replace(job, banned=banned)

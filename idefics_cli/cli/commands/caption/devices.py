@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from idefics_cli.cli.commands.caption.inputs import Inputs
@@ -15,6 +16,7 @@ from idefics_cli.core.units import counted, format_size
 
 if TYPE_CHECKING:
     from idefics_cli.caption.executors import ExecutorKind, NamedFactory
+    from idefics_cli.caption.executors.warm import WarmProcesses
     from idefics_cli.engine.protocol import EngineFactory
     from idefics_cli.models.planning.plan import Machine, Plan
 
@@ -29,10 +31,12 @@ class Workers:
     Attributes:
         names: Names of the workers, such as "cuda:1", or "cpu:0" for the first one on a processor.
         plans: The plan of each.
+        warm: Processes that have started already; `close` ends those that are not used.
     """
 
     names: tuple[str, ...]
     plans: tuple[Plan, ...]
+    warm: WarmProcesses | None = field(default=None, kw_only=True)
 
     @property
     def described(self) -> str:
@@ -40,14 +44,21 @@ class Workers:
         return f"each worker has this plan: {', '.join(self.names)}"
 
     @property
-    def executor(self) -> str | ExecutorKind:
+    def executor(self) -> ExecutorKind:
         """The executor of a run with these workers."""
-        return "processes"
+        from idefics_cli.caption.executors.processes import process_executor
+
+        return partial(process_executor, warm=self.warm)
 
     def factories(self, make: Callable[[LoadSpec], EngineFactory]) -> list[NamedFactory]:
         """Return the factory of the engine of each worker."""
         plans = zip(self.names, self.plans, strict=True)
         return [(name, make(plan.spec)) for name, plan in plans]
+
+    def close(self) -> None:
+        """End the processes that were not used; idempotent."""
+        if self.warm is not None:
+            self.warm.close()
 
 
 def plan_workers(invocation: Invocation, given: Inputs) -> Workers | None:
@@ -69,8 +80,28 @@ def plan_workers(invocation: Invocation, given: Inputs) -> Workers | None:
             f"--devices shares files among workers, and {given.fileless} is one picture",
             hint="leave `--devices` out",
         )
+    warm = _warm_up(invocation, text)
+    try:
+        return _planned(invocation, text, warm)
+    except BaseException:
+        if warm is not None:
+            warm.close()
+        raise
+
+
+def _warm_up(invocation: Invocation, text: str) -> WarmProcesses | None:
+    """Start the processes of the workers, which import their libraries during the planning."""
+    start, count = invocation.services.warm_up, len(_named(text))
+    if start is None or invocation.settings.dry_run or count > MOST_WORKERS:
+        return None
+    return start(0 if text == _ALL else count)
+
+
+def _planned(invocation: Invocation, text: str, warm: WarmProcesses | None) -> Workers:
     with invocation.console.status("starting"):
-        machine = invocation.services.probe()
+        # The first worker imports torch in any case, and this process then does not need it.
+        machine = warm and warm.ask(invocation.services.probe)
+        machine = machine or invocation.services.probe()
     devices = list_devices(text, machine)
     plans = _plans(invocation, devices, machine)
     counts = {device: devices.count(device) for device in devices}
@@ -78,7 +109,7 @@ def plan_workers(invocation: Invocation, given: Inputs) -> Workers | None:
         device if counts[device] == 1 else f"{device}:{devices[:index].count(device)}"
         for index, device in enumerate(devices)
     ]
-    return Workers(tuple(names), plans)
+    return Workers(tuple(names), plans, warm=warm)
 
 
 def list_devices(text: str, machine: Machine) -> list[str]:
@@ -90,6 +121,17 @@ def list_devices(text: str, machine: Machine) -> list[str]:
     if text == _ALL:
         _check_gpus(text, ["cuda"], machine)
         return [f"cuda:{gpu.index}" for gpu in machine.gpus]
+    devices = _named(text)
+    if not 1 <= len(devices) <= MOST_WORKERS:
+        raise UsageError(
+            f"`--devices {text}` names {counted(len(devices), 'worker')}; "
+            f"there can be from 1 to {MOST_WORKERS}"
+        )
+    _check_gpus(text, devices, machine)
+    return devices
+
+
+def _named(text: str) -> list[str]:
     devices: list[str] = []
     for part in text.split(","):
         name, _, number = part.partition(":")
@@ -99,12 +141,6 @@ def list_devices(text: str, machine: Machine) -> list[str]:
             raise UsageError(f"`--devices {text}` names `{part}` twice")
         else:
             devices.append(part)
-    if not 1 <= len(devices) <= MOST_WORKERS:
-        raise UsageError(
-            f"`--devices {text}` names {counted(len(devices), 'worker')}; "
-            f"there can be from 1 to {MOST_WORKERS}"
-        )
-    _check_gpus(text, devices, machine)
     return devices
 
 
