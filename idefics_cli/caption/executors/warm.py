@@ -172,6 +172,8 @@ class WarmProcesses(Closing):
 
     def close(self) -> None:
         """End the processes that were not taken; idempotent."""
+        for process in self._idle:  # all at once, before a second Ctrl-C interrupts the waiting
+            process.kill()
         while self._idle:
             _end(self._idle.popleft())
 
