@@ -225,7 +225,7 @@ def test_ctrl_c_in_a_terminal_does_not_reach_the_workers(program: subprocess.Pop
     assert not any(map(runs, found))
 
 
-@pytest.mark.parametrize("count", [24, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [64, pytest.param(2000, marks=pytest.mark.slow)])
 def test_two_workers_write_the_bytes_that_one_process_writes(tmp_path: Path, count: int) -> None:
     from idefics_cli.demo.samples import write_samples
 
