@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
 from threading import Event
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from idefics_cli.core.errors import ContextError, MemoryLimitError
 from idefics_cli.core.types import Completion, GenerationRequest, Message, Sampling, TokenChunk
 from idefics_cli.engine.local.decode.batch_row import BatchRow
 from idefics_cli.engine.local.decode.sampling import Scores
+from idefics_cli.engine.local.decode.slots import Slots
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.local.tuning import Tuning
@@ -199,6 +201,34 @@ class Forwards:
         monkeypatch.setattr(family, "forward", watched)
         # Compiled steps do not call the forward of the family.
         monkeypatch.setattr(TextStep, "MOST_ROWS", 0)
+
+
+def test_the_first_text_is_told_before_the_states_move_into_slots(
+    endless: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, order = endless("idefics2"), list[str]()
+    admit_rows = Slots.admit_rows
+
+    def noted(slots: Slots, *arguments: Any, **named: Any) -> None:
+        order.append("slots")
+        admit_rows(slots, *arguments, **named)
+
+    monkeypatch.setattr(Slots, "admit_rows", noted)
+    done, prepared = Event(), ask(sampling=GREEDY)
+
+    def listen(event: TokenChunk | Outcome) -> None:
+        order.append(event.text if isinstance(event, TokenChunk) else "end")
+        if not isinstance(event, TokenChunk):
+            done.set()
+
+    (whole,) = engine.complete([prepared])
+    order.clear()
+    engine.submit(prepared, listen, streams=True)
+    assert done.wait(60)
+    first, slots, *texts, last = order
+    assert (slots, last) == ("slots", "end")
+    assert first
+    assert "".join([first, *texts]) == whole.text
 
 
 def test_an_interactive_request_is_answered_while_batch_work_goes_on(

@@ -75,6 +75,8 @@ class Detokenizer:
             tokens: Ids of the reply. Each call passes all ids of the call before, and new ones.
             last: Whether no token follows, so that text that was held back is returned.
         """
+        if not last and len(tokens) == self._read:
+            return ""
         before = self._decode(tokens[self._start : self._read])
         after = self._decode(tokens[self._start :])
         # A replacement character at the end may stand for a character with bytes still to come.

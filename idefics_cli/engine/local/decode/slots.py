@@ -90,7 +90,8 @@ class Slots:
             for row, length in enumerate(lengths, start=first):
                 rest = held - (length - shared)
                 for states, found in (layer.keys, given.keys), (layer.values, given.values):
-                    states[row, :, :shared] = found[row - first, :, :shared]
+                    if shared:
+                        states[row, :, :shared] = found[row - first, :, :shared]
                     states[row, :, shared:length] = found[row - first, :, rest:]
             if releases:
                 given.reset()

@@ -61,8 +61,10 @@ def join_prompts(
         pad_id: Id of the token that pads prompts.
 
     Returns:
-        Tensors (B, T of the longest, ...).
+        Tensors (B, T of the longest, ...); those of the only prompt, if nothing follows it.
     """
+    if len(prompts) == 1 and not replies[0]:
+        return prompts[0]
     longest = max(
         prompt["input_ids"].shape[1] + len(reply)
         for prompt, reply in zip(prompts, replies, strict=True)
@@ -109,16 +111,16 @@ def prefill_pieces(
     Returns:
         Logits (B, 1, V) of the last tokens.
     """
-    mask, positions = prompt.mask, left_padded_positions(prompt.inputs["attention_mask"])
-    length, start = positions.shape[1], cache.get_seq_length()
+    mask, rows = prompt.mask, len(prompt.lengths)
+    length, start = prompt.inputs["input_ids"].shape[1], cache.get_seq_length()
     while True:
         end = min(start + piece_tokens(), length)
         inputs = family.text_inputs(model, prompt.inputs, prompt.image_features, start, end)
-        if text_step is not None and len(positions) == 1 and end - start <= text_step.MOST_ROWS:
+        if text_step is not None and rows == 1 and end - start <= text_step.MOST_ROWS:
             logits = _run_step(text_step, inputs, start, cache)
         else:
             seen = None if mask is None else mask[:, :end]
-            here = positions[:, start:end]
+            here = left_padded_positions(prompt.inputs["attention_mask"])[:, start:end]
             logits = family.forward(model, inputs, cache, mask=seen, positions=here).logits
         if end == length:
             return logits

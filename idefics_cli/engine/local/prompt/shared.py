@@ -39,6 +39,8 @@ def join_after_shared(
     prompts: Sequence[Inputs], replies: Sequence[Sequence[int]], pad_id: int, shared: int
 ) -> Inputs:
     """Return prompts that begin with *shared* equal tokens as one batch; see `join_prompts`."""
+    if not shared:
+        return join_prompts(prompts, replies, pad_id)
     rests = [{name: tensor[:, shared:] for name, tensor in each.items()} for each in prompts]
     rest = join_prompts(rests, replies, pad_id)
     joined = {}

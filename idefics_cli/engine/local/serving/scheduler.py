@@ -233,6 +233,9 @@ class Scheduler:
 
     def _admit(self, run: PromptRun) -> None:
         requests = run.requests
+        # A user sees the first text before the states are copied into the slots.
+        for request in requests:
+            self._delivery.tell_text(request)
         size = self._inference.kv_budget.buffer_size(
             self._work.load(requests), self._work.wanted_rows()
         )
