@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 
@@ -42,17 +43,37 @@ def read_driver(root: Path = Path("/")) -> str:
 
 def count_cores(root: Path = Path("/")) -> int:
     """Return how many physical cores the affinity and the CPU quota of this process allow."""
+    cores = len(_cores(root))
+    quota = _cpu_quota(root)
+    return max(1, cores if quota is None else min(cores, int(quota)))
+
+
+def divide_cores(count: int, root: Path = Path("/")) -> list[frozenset[int]]:
+    """Divide the processors of this process into *count* parts, without dividing a physical core.
+
+    Returns:
+        The numbers of the logical processors of each part. All sets are empty if the system lets
+        no process choose its processors, or if there are fewer cores than parts.
+    """
+    cores = _cores(root)
+    if not hasattr(os, "sched_setaffinity") or len(cores) < count:
+        return [frozenset()] * count
+    starts = [part * len(cores) // count for part in range(count + 1)]
+    parts = (cores[start:end] for start, end in pairwise(starts))
+    return [frozenset(cpu for core in part for cpu in core) for part in parts]
+
+
+def _cores(root: Path) -> list[list[int]]:
+    """Return the logical processors of each physical core that the affinity allows."""
     try:
         logical = sorted(os.sched_getaffinity(0))  # type: ignore[attr-defined, unused-ignore] # not on macOS and Windows
     except AttributeError:
         logical = list(range(os.cpu_count() or 1))
-    siblings = set()
+    cores: dict[str, list[int]] = {}
     for cpu in logical:
         path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-        siblings.add(_read(path).strip() or str(cpu))
-    cores = len(siblings)
-    quota = _cpu_quota(root)
-    return max(1, cores if quota is None else min(cores, int(quota)))
+        cores.setdefault(_read(path).strip() or str(cpu), []).append(cpu)
+    return [*cores.values()]
 
 
 def read_memory(

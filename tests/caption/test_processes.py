@@ -101,6 +101,19 @@ def test_the_records_come_in_order_from_two_processes_which_then_end() -> None:
     assert sum(count for _, count in last.done) == 25
 
 
+def processors(request: GenerationRequest) -> str:
+    """Answer with the processors that the thread may use."""
+    return str(sorted(os.sched_getaffinity(0)))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="as on macOS")
+def test_a_worker_uses_the_processors_that_it_is_given() -> None:
+    sink, (first, *_) = RecordList(), sorted(os.sched_getaffinity(0))
+    named = [("a", EngineOf(FakeEngine(processors)))]
+    caption(partial(process_executor, workers=named, processors=[frozenset({first})]), sink)
+    assert {record.caption for record in sink.records} == {f"[{first}]"}
+
+
 def test_what_workers_print_is_not_among_the_records(capfd: pytest.CaptureFixture[str]) -> None:
     sink = RecordList()
     caption(workers(Answers(prints=True)), sink)

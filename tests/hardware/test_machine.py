@@ -14,7 +14,13 @@ from idefics_cli.core.units import GIB
 from idefics_cli.hardware import machine
 from idefics_cli.hardware.load import count_other_tasks
 from idefics_cli.hardware.machine import Machine, probe_machine, runs_on
-from idefics_cli.hardware.system import count_cores, read_driver, read_memory, read_processor
+from idefics_cli.hardware.system import (
+    count_cores,
+    divide_cores,
+    read_driver,
+    read_memory,
+    read_processor,
+)
 
 MEMORY = (16 * GIB, 8 * GIB)
 
@@ -146,6 +152,13 @@ def test_two_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.Mo
         write(tmp_path, {path: siblings + "\n"})
     assert count_cores(tmp_path) == 2
     assert count_cores(tmp_path / "nowhere") == 4
+    if os.name != "nt":
+        monkeypatch.setattr("os.sched_setaffinity", lambda pid, cpus: None, raising=False)
+        assert divide_cores(2, tmp_path) == [{0, 2}, {1, 3}], "no core is divided"
+        assert divide_cores(3, tmp_path / "nowhere") == [{0}, {1}, {2, 3}]
+        assert divide_cores(3, tmp_path) == [frozenset()] * 3, "fewer cores than parts"
+        monkeypatch.delattr("os.sched_setaffinity")
+        assert divide_cores(2, tmp_path) == [frozenset()] * 2, "as on macOS"
 
 
 @pytest.mark.parametrize(

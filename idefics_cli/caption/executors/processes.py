@@ -34,6 +34,7 @@ def process_executor(
     make_reader: MakeReader = PictureReader,
     workers: Sequence[NamedFactory] = (),
     warm: WarmProcesses | None = None,
+    processors: Sequence[frozenset[int]] = (),
 ) -> RemoteExecutor:
     """Return the executor that runs *job* in processes, each with an engine.
 
@@ -43,6 +44,7 @@ def process_executor(
         make_reader: Makes the reader of its items. It is pickled.
         workers: The factories of the engines, one for each process.
         warm: Processes for the first workers; the caller closes it.
+        processors: The processors that each worker uses, as in `Task`; all without it.
     """
     take_process = WorkerProcess if warm is None else warm.take_process
 
@@ -50,9 +52,11 @@ def process_executor(
         return ProcessWorker(take_process(), task, inbox)
 
     plain = replace(job, pictures=(), others=())
+    workers = workers or [("worker", factory)]
+    parts = processors or [frozenset()] * len(workers)
     hires = [
-        Hire(name, partial(start, Task(each, plain, make_reader)))
-        for name, each in workers or [("worker", factory)]
+        Hire(name, partial(start, Task(each, plain, make_reader, part)))
+        for (name, each), part in zip(workers, parts, strict=True)
     ]
     return RemoteExecutor(
         hires,

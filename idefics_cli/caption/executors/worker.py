@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from threading import Event, Lock, Thread
 from typing import BinaryIO, Literal
 
@@ -50,6 +51,9 @@ def work(commands: BinaryIO) -> None:
             value = task.function()
             if task.answers:
                 outbox.put(WorkerAnswer(value))
+        if task.processors:
+            with suppress(OSError):  # a container may take processors away at any time
+                os.sched_setaffinity(0, task.processors)  # type: ignore[attr-defined, unused-ignore] # not on macOS and Windows
         Thread(target=_receive, args=(commands, source), daemon=True).start()
         outbox.put(run_task(task, source, outbox.put))
     except BaseException:

@@ -56,11 +56,13 @@ class Task:
         factory: Makes its engine.
         job: The job, without pictures.
         make_reader: Makes the reader of the items.
+        processors: Numbers of the processors that its threads use; empty for all.
     """
 
     factory: EngineFactory
     job: CaptionJob
     make_reader: MakeReader
+    processors: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from idefics_cli.cli.model_choice import find_facts, plan_for, with_base_model
 from idefics_cli.core.errors import PlanError, UsageError
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.core.units import counted, format_size
+from idefics_cli.hardware.system import divide_cores
 
 if TYPE_CHECKING:
     from idefics_cli.caption.executors import ExecutorKind, NamedFactory
@@ -32,11 +33,14 @@ class Workers:
         names: Names of the workers, such as "cuda:1", or "cpu:0" for the first one on a processor.
         plans: The plan of each.
         warm: Processes that have started already; `close` ends those that are not used.
+        processors: The processors of each worker on the processor of this computer; an empty set,
+            or no set at all, stands for all.
     """
 
     names: tuple[str, ...]
     plans: tuple[Plan, ...]
     warm: WarmProcesses | None = field(default=None, kw_only=True)
+    processors: Sequence[frozenset[int]] = field(default=(), kw_only=True)
 
     @property
     def described(self) -> str:
@@ -48,7 +52,7 @@ class Workers:
         """The executor of a run with these workers."""
         from idefics_cli.caption.executors.processes import process_executor
 
-        return partial(process_executor, warm=self.warm)
+        return partial(process_executor, warm=self.warm, processors=self.processors)
 
     def factories(self, make: Callable[[LoadSpec], EngineFactory]) -> list[NamedFactory]:
         """Return the factory of the engine of each worker."""
@@ -109,7 +113,9 @@ def _planned(invocation: Invocation, text: str, warm: WarmProcesses | None) -> W
         device if counts[device] == 1 else f"{device}:{devices[:index].count(device)}"
         for index, device in enumerate(devices)
     ]
-    return Workers(tuple(names), plans, warm=warm)
+    # Threads of one worker that wake each other on several processors take more processor time.
+    processors = divide_cores(len(devices)) if {*devices} == {"cpu"} else ()
+    return Workers(tuple(names), plans, warm=warm, processors=processors)
 
 
 def list_devices(text: str, machine: Machine) -> list[str]:
