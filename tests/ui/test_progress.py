@@ -15,6 +15,7 @@ from idefics_cli.caption.events import BatchReduced, ModelLoading, Ready, Starte
 from idefics_cli.core.types import CaptionRecord
 from idefics_cli.ui.terminal.console import Console
 from idefics_cli.ui.views.progress import CaptionProgress
+from idefics_cli.ui.views.progress_bar import RunCounts
 from tests.support.commands import Stream
 from tests.support.fakes import FakeClock
 from tests.support.screen import screen
@@ -185,6 +186,41 @@ def test_a_log_of_a_long_run_gets_a_line_now_and_then() -> None:
     ]
 
 
+@pytest.mark.parametrize(("at_a_time", "seconds"), [(1, 0.9), (4, 3.5), (8, 7.0)])
+def test_the_time_left_is_right_from_the_first_time_that_it_is_told(
+    at_a_time: int, seconds: float
+) -> None:
+    """60 pictures in batches: the results of a batch come within a tenth of its time."""
+    told: dict[float, str] = {}
+    counts = RunCounts("captioned")
+    counts.total = 60
+    for number in range(60):
+        batch, place = divmod(number, at_a_time)
+        at = seconds * (batch + 1 + 0.1 * place / at_a_time)
+        counts.captioned += 1
+        counts.note_time(at)
+        told[at] = counts.state()
+    end = max(told)
+    for at, state in told.items():
+        assert (" left" in state) == (at >= 2 * seconds)
+        if " left" in state:
+            left = float(state.rsplit(", ", 1)[-1].removesuffix(" s left"))
+            assert left == pytest.approx(end - at, rel=0.1, abs=seconds), (at, state)
+
+
+def test_pictures_that_fail_at_once_do_not_promise_a_quick_end() -> None:
+    counts = RunCounts("captioned")
+    counts.total = 60
+    for number in range(10):
+        counts.failed += 1
+        counts.note_time(0.01 * number)
+    assert counts.state() == "10 of 60, 10 failed"
+    for number in range(1, 3):
+        counts.captioned += 1
+        counts.note_time(20.0 * number)
+    assert counts.state() == "12 of 60, 10 failed, 3.0/min, 16 min left"
+
+
 def test_a_night_gives_hundreds_of_lines_and_not_thousands() -> None:
     err = Stream(terminal=False)
     with CaptionProgress(Console(Stream(terminal=False), err), clock=FakeClock(0.5)) as progress:
@@ -216,7 +252,7 @@ def test_a_dumb_terminal_gets_lines_and_no_codes() -> None:
         progress.handle(Ready())
         progress.handle(done())
         progress.handle(failed("b.jpg"))
-    assert err.text() == "note: 1 of 2, 3.0/min, 20 s left\nerror: b.jpg: cannot read it\n"
+    assert err.text() == "note: 1 of 2\nerror: b.jpg: cannot read it\n"
 
 
 def test_an_accessible_terminal_gets_lines_and_nothing_that_is_redrawn() -> None:
@@ -227,7 +263,7 @@ def test_an_accessible_terminal_gets_lines_and_nothing_that_is_redrawn() -> None
         progress.handle(Ready())
         progress.handle(done())
         progress.handle(failed("b.jpg"))
-    assert err.text() == "note: 1 of 2, 3.0/min, 20 s left\nerror: b.jpg: cannot read it\n"
+    assert err.text() == "note: 1 of 2\nerror: b.jpg: cannot read it\n"
 
 
 def test_a_failure_names_its_picture_once_on_one_line_without_control_characters() -> None:

@@ -239,7 +239,7 @@ class CaptionProgress:
 
     def _count(self, record: CaptionRecord) -> None:
         counts = self._counts
-        counts.seconds = self._clock() - self._started
+        seconds = self._clock() - self._started
         counts.tokens += record.new_tokens
         if record.error is None:
             counts.captioned += 1
@@ -248,6 +248,7 @@ class CaptionProgress:
             counts.failed += 1
             with self._line():
                 self._console.error(self._failure(record, record.error))
+        counts.note_time(seconds)
         self._show_counts()
 
     def _failure(self, record: CaptionRecord, error: str) -> IdeficsError:

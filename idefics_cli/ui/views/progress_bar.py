@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _BAR_WIDTH = 24
 _DRAWINGS_PER_SECOND = 10
+# The rate is known when the time is this many times that of the first result: then the results of
+# a first batch, which come almost at once, are over.
+_SETTLED = 1.5
 
 
 class RunCounts:
@@ -30,11 +33,31 @@ class RunCounts:
         self.cut = 0
         self.seconds = 0.0
         self.shares = ""
+        # Time and number of the first result, from which the rate is measured.
+        self._first: tuple[float, int] | None = None
+        self._pace: float | None = None  # seconds for each record
 
     @property
     def done(self) -> int:
         """Number of records."""
         return self.captioned + self.failed
+
+    def note_time(self, seconds: float) -> None:
+        """Note that a record, which is counted already, came after *seconds*.
+
+        The results of a batch come almost at once, and those of the next batch much later. So the
+        rate is the mean from the first result to one that came after a pause: between them lie the
+        results of whole batches.
+        """
+        pause, self.seconds = seconds - self.seconds, seconds
+        if self._first is None:
+            if self.captioned:
+                self._first = seconds, self.done
+            return
+        began, before = self._first
+        mean = (seconds - began) / (self.done - before)
+        if seconds >= _SETTLED * began and pause >= mean / 2:
+            self._pace = mean
 
     def state(self, width: int | None = None) -> str:
         """Return the counts on a line of up to *width* columns; the least important are omitted."""
@@ -49,15 +72,14 @@ class RunCounts:
         parts = {"done": f"{self.done} of {self.total}{self._failures()}"}
         if self.skipped:
             parts["skipped"] = f"{self.skipped} skipped"
-        if not self.done or self.seconds <= 0:
-            return parts
-        if self.shares:
+        if self.done and self.shares:
             parts["shares"] = f"({self.shares})"
-        parts["rate"] = _rate(self.done / self.seconds)
+        if not self._pace:
+            return parts
+        parts["rate"] = _rate(1 / self._pace)
         if self.tokens:
             parts["tokens"] = f"{self.tokens / self.seconds:.0f} tokens/s"
-        left = (self.total - self.done) * self.seconds / self.done
-        parts["left"] = f"{format_duration(left)} left"
+        parts["left"] = f"{format_duration((self.total - self.done) * self._pace)} left"
         return parts
 
     def summary(self) -> str:
