@@ -14,6 +14,7 @@ import typer
 from idefics_cli.cli.choices import CHOICES
 from idefics_cli.cli.log import log_to
 from idefics_cli.cli.services import Services
+from idefics_cli.cli.stacks import enlarge_stacks
 from idefics_cli.config.resolve import Resolved, resolve
 from idefics_cli.config.settings import Settings, setting_table
 from idefics_cli.core.errors import UsageError
@@ -73,7 +74,7 @@ def begin_command(context: typer.Context) -> Invocation:
     )
     context.meta[CONSOLE] = console
     log_to(console)
-    for line in (*resolved.warnings, *_unknown_models(resolved)):
+    for line in (*resolved.warnings, *_unknown_models(resolved), *enlarge_stacks(environ)):
         console.warn(line)
     # Without this variable, torch has no fused attention on many consumer GPUs of AMD, and the
     # scores of a picture of Idefics2 would take 14 GiB (torch 2.13, sdp_utils.cpp).
