@@ -148,7 +148,7 @@ def test_a_person_reads_a_table_on_a_terminal_and_lines_in_a_pipe(tmp_path: Path
     assert told[2] == "  8 bit decodes 1.0x as fast as bf16 here (the table says 1.3x)"
     assert len(told) == len(SPEEDS_HERE.claims) == 6
     assert check(tmp_path, "--json").record["checks"][0]["speeds"]["int4"] == [1.0, 1.0]
-    assert head.split() == ["way", "right", "time", "or", "error", "result"]
+    assert head.split() == ["way", "right", "measured", "result"]
     assert rows[0].split()[:4] == ["attention", "cpu", "float32", "cpu_sdpa"]
     assert rows[-2] == f"plans read the verdict in {tmp_path / 'idefics' / 'checks'}"
     assert rows[-1].startswith("sound: 3 ways right")

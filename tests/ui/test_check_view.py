@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,9 @@ from idefics_cli.core.types import KernelChoice, LoadSpec
 from idefics_cli.models.planning.verdicts import Fault, Verdict
 from idefics_cli.selfcheck.results import CheckResult, ProbeRow, WayResult, is_sound
 from idefics_cli.selfcheck.ways import Way
-from idefics_cli.ui.views.check import check_record, render_verdicts, verdict_line
+from idefics_cli.ui.terminal.console import Console
+from idefics_cli.ui.views.check import check_record, render_verdicts, show_check, verdict_line
+from tests.support.commands import Stream
 
 SPEC = LoadSpec("demo", "idefics2", kernels=KernelChoice(norm=("rms_norm",)))
 REFERENCE = WayResult(
@@ -67,6 +70,28 @@ def test_the_last_line_agrees_with_the_exit_code(
     assert verdict_line(results) == line
     record = check_record(results, "kept", None)
     assert (record["sound"], record["verdict"], record["note"]) == (sound, line, "kept")
+
+
+def test_the_table_fits_into_80_columns_and_reasons_follow_it() -> None:
+    tiled = replace(PROBE, device="cpu", attention="cpu_sdpa_tiled", heads="15x5x64")
+    refused = "`--device cuda` needs another torch: 2.13.0+cpu is built for the CPU"
+    spare = replace(SPARE, way=Way(replace(SPEC, quantization="4bit", format_4bit="int4")))
+    results: list[CheckResult] = [
+        replace(tiled, status="wrong", reason="decode is off"),
+        spare,
+        WayResult(Way(replace(SPEC, device="cuda"), refusal=refused), "refused", refused),
+    ]
+    out = Stream(terminal=True)
+    console = Console(out, out, environ={"COLUMNS": "80", "TERM": "xterm-256color"})
+    show_check(console, results, "kept", None)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", out.text()).splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [" ".join(line.split()) for line in lines]
+    assert "way right measured result" in rows
+    assert f"{tiled.name} 8/8 off 2e-03 wrong" in rows
+    assert f"{spare.way.name} 2.00 x right, slower" in rows
+    told = " ".join(rows)
+    assert f"! {tiled.name}: wrong: decode is off ! cuda: refused: {refused} kept" in told
 
 
 def test_nothing_checked_is_not_sound() -> None:

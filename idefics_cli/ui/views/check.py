@@ -12,7 +12,7 @@ from idefics_cli.selfcheck.speeds import SpeedCheck
 from idefics_cli.ui.terminal.console import Console, write
 from idefics_cli.ui.views.plan import align_columns
 
-_HEAD = ("way", "right", "time or error", "result")
+_HEAD = ("way", "right", "measured", "result")
 _LEAST_COLUMNS = 76
 _ERASE = "\r\x1b[2K"
 _STYLES = {"right": "", "wrong": "bold red", "refused": "dim"}
@@ -128,14 +128,21 @@ def _show_table(console: Console, results: Sequence[CheckResult]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD)
+    # With little padding, the table of a usual processor fits into 80 columns.
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for place, head in enumerate(_HEAD):
         table.add_column(head, justify="right" if place in (1, 2) else "left")
+    remarks = []
     for result in results:
         name, right, pace, outcome = _cells(result)
+        # A reason is a sentence, which would make the other columns narrow.
+        outcome, colon, reason = outcome.partition(": ")
+        remarks += [f"! {name}: {outcome}: {reason}"] if colon else []
         style = _STYLES[result.status]
         table.add_row(Text(name), Text(right), Text(pace, "dim"), Text(outcome, style))
     RichConsole(file=console.out, width=console.out_columns).print(table)
+    for line in remarks:
+        console.report(line)
 
 
 def _cells(result: CheckResult) -> tuple[str, str, str, str]:
