@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from idefics_cli.models.kernels.int8 import dots
 from idefics_cli.models.kernels.int8 import kernel as int8_kernel
 from idefics_cli.models.kernels.int8.linear import CompiledInt8Linear, TorchInt8Linear, quantize
 from idefics_cli.models.kernels.openmp import torch_threads
@@ -25,14 +26,14 @@ def weights(outputs: int = 66, width: int = 192) -> Tensor:
     return torch.randint(-127, 128, (outputs, width), generator=generator, dtype=torch.int8)
 
 
-# 66 and 5: the last outputs do not fill a piece.
+# 66 and 5: the last outputs do not fill a piece. `dots.py` does not take a width of 208.
 @needs_compiler
 @pytest.mark.parametrize("outputs", [4, 5, 66])
 @pytest.mark.parametrize("rows", [1, 2, 4, 7])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_products_are_exact(rows: int, outputs: int, threads: int, width_of_registers: int) -> None:
-    weight = weights(outputs)
-    given = torch.randn(rows, 192, generator=torch.Generator().manual_seed(2))
+    weight = weights(outputs, 208)
+    given = torch.randn(rows, 208, generator=torch.Generator().manual_seed(2))
     with torch_threads(threads):
         product = int8_kernel.product(given, weight)
     assert relative_error(product, given.double() @ weight.double().t()) < 1e-6
@@ -57,12 +58,22 @@ def test_the_compiled_kernel_multiplies_few_rows(monkeypatch: pytest.MonkeyPatch
         return true(rows, weight)
 
     monkeypatch.setattr(int8_kernel, "product", product)
-    layer = CompiledInt8Linear(nn.Linear(192, 66))
+    half = torch.bfloat16
     few = CompiledInt8Linear.FEW_ROWS
+    beside = CompiledInt8Linear.FEW_ROWS_BESIDE_BFLOAT16
+    # `dots.py` does not take a width of 208.
+    plain = CompiledInt8Linear(nn.Linear(208, 66))
+    dotted = CompiledInt8Linear(nn.Linear(192, 66), product_dtype=half)
+    has_dots = dots.has_dots()
     with torch.inference_mode():
         for count in (1, few, few + 1):
-            layer(torch.randn(count, 192))
-    assert called == [1, few]
+            plain(torch.randn(count, 208))
+        assert called == [1, few]
+        called.clear()
+        # Rows that are not multiplied in bfloat16 would be in float32.
+        for count, dtype in ((beside, half), (beside + 1, half), (beside + 1, torch.float32)):
+            dotted(torch.randn(count, 192).to(dtype))
+        assert called == ([beside, beside + 1] if has_dots else [])
 
 
 @needs_compiler

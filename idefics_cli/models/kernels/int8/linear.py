@@ -1,7 +1,8 @@
 """Linear layers with 8-bit weights for the CPU.
 
-These layers round only the weights. bitsandbytes' LLM.int8() rounds the activations too, and on a
-CPU takes 4 times as long as float32 for one row and 30 times for 64 (one core with AVX512).
+These layers round the weights, and the activations to 16 bits or not at all. bitsandbytes'
+LLM.int8() rounds activations to 8 bits, and on a CPU takes 4 times as long as float32 for one row
+and 30 times for 64 (one core with AVX512).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from idefics_cli.models.kernels.int8 import kernel
+from idefics_cli.models.kernels.int8 import dots, kernel
 from idefics_cli.models.kernels.linear import QuantizedLinear, output_parts
 
 # torch's kernel reads this many numbers along the width at a time. If the width is not a multiple
@@ -75,6 +76,10 @@ class CompiledInt8Linear(Int8Linear):
     # Widening first takes 1.05 for 768 rows (4,096 x 6,144, torch 2.13, one core of a Xeon with
     # AVX512, interleaved).
     FEW_ROWS = 32
+    # If the processor multiplies bytes, products of 64 rows take as long as with weights widened to
+    # bfloat16. With weights widened to float32 they take 4 times as long, those of 256 rows 3 times
+    # (4,096 x 4,096, one thread of an AMD Zen 5).
+    FEW_ROWS_BESIDE_BFLOAT16 = 64
 
     @classmethod
     def passes_self_test(cls) -> bool:
@@ -87,9 +92,16 @@ class CompiledInt8Linear(Int8Linear):
         return kernel.fits(linear.weight)
 
     def _products(self, rows: Tensor) -> Tensor:
-        if len(rows) > self.FEW_ROWS:
+        if self._are_many(rows):
             return super()._products(rows)
         return (kernel.product(rows, self.weight) * self.scale).to(rows.dtype)
+
+    def _are_many(self, rows: Tensor) -> bool:
+        """Whether *rows* are multiplied sooner by widened weights."""
+        if not dots.fits(self.out_features, self.in_features):
+            return len(rows) > self.FEW_ROWS
+        is_bfloat16 = self._widened_dtype(rows) is torch.bfloat16
+        return is_bfloat16 and len(rows) > self.FEW_ROWS_BESIDE_BFLOAT16
 
 
 class TorchInt8Linear(Int8Linear):

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from idefics_cli.models.kernels.int4 import kernel as int4
 from idefics_cli.models.kernels.jit import Code
 from idefics_cli.models.kernels.text_step.attention import Attention, AttentionWriter
 from idefics_cli.models.kernels.text_step.layout import Format
 from idefics_cli.models.kernels.text_step.products import Product, write_products
+from idefics_cli.models.kernels.text_step.rounding import Rounding, write_rounding
 
 if TYPE_CHECKING:
     from llvmlite import ir
@@ -46,7 +46,7 @@ class StepFunctions:
         product: Computes a block of outputs of a linear layer; see `Product`.
         store_state: Stores the new state of a KV head; see `Attention`.
         attention: Attends to the states of a KV head.
-        rounding: Rounds a row for `Format.INT4`; see `int4.kernel.write_rounding`.
+        rounding: Rounds rows as a layer needs them; see `Rounding`.
         barrier: Waits for the other threads.
     """
 
@@ -78,9 +78,9 @@ class StepFunctions:
             "attention", count, lambda code, values: attention(code, values).write_attention()
         )
         self.rounding = self._add(
-            "round_row",
-            5,
-            lambda code, values: int4.write_rounding(code, values[0], values[1:], halves=False),
+            "round_rows",
+            len(Rounding._fields),
+            lambda code, values: write_rounding(code, Rounding(*values), kind.formats),
         )
         self.barrier = ir.Function(module, ir.FunctionType(ir.VoidType(), []), name=BARRIER)
 

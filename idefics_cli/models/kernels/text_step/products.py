@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from idefics_cli.models.kernels.bf16_12bit import products as compact
 from idefics_cli.models.kernels.bf16_12bit.layout import GROUP
 from idefics_cli.models.kernels.int4 import kernel as int4
+from idefics_cli.models.kernels.int8 import dots
 from idefics_cli.models.kernels.int8 import kernel as rows_kernel
 from idefics_cli.models.kernels.jit import Code
 from idefics_cli.models.kernels.text_step.layout import FIELD_BYTES, Format, LinearField
@@ -37,8 +38,8 @@ class Product(NamedTuple):
         linear: Address of the fields of the layer.
         activations: Address of the rows (rows, width), float32.
         numbers: Address of the rows in the format that the layer needs: in 8 bits for INT4, see
-            `int4.kernel.round_rows`; in bfloat16 for BFLOAT16_12BIT, if the processor multiplies
-            it.
+            `int4.kernel.round_rows`; in 16 bits for INT8, if `takes_dots`, see `int8.dots`; in
+            bfloat16 for BFLOAT16_12BIT, if the processor multiplies it.
         scales: Address of their scales.
         out: Address of the products (rows, outputs), float32.
     """
@@ -81,7 +82,26 @@ def _write_bfloat16(code: Code, product: Product) -> None:
 
 
 def _write_int8(code: Code, product: Product) -> None:
-    _write_rows(code, product, "int8", scale=_weights(code, product, 2)[1])
+    weight, scale = _weights(code, product, 2)
+    if not dots.has_dots():
+        _write_rows(code, product, "int8", scale=scale)
+        return
+    width = field(code, product.linear, LinearField.WIDTH)
+    outputs = field(code, product.linear, LinearField.OUTPUTS)
+    with code.builder.if_else(takes_dots(code, width)) as (yes, no):
+        with yes:
+            first = first_output(code, product.block, outputs)
+            arguments = (product.rows, width, outputs, product.numbers, weight, product.out)
+            dots.write_outputs(code, first, arguments, scale=scale)
+        with no:
+            _write_rows(code, product, "int8", scale=scale)
+
+
+def takes_dots(code: Code, width: ir.Value) -> ir.Value:
+    """Return whether `dots.py` multiplies by 8-bit weights of *width*."""
+    build = code.builder
+    is_whole = build.icmp_signed("==", build.urem(width, code.number(dots.STEP)), code.number(0))
+    return build.and_(is_whole, build.icmp_signed("<=", width, code.number(dots.MOST_WIDTH)))
 
 
 def first_output(code: Code, block: ir.Value, outputs: ir.Value) -> ir.Value:

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from idefics_cli.models.kernels.bf16_12bit import products as compact
-from idefics_cli.models.kernels.int4 import kernel as int4
 from idefics_cli.models.kernels.jit import Code
 from idefics_cli.models.kernels.text_step.attention import Attention
 from idefics_cli.models.kernels.text_step.functions import StepFunctions, StepKind
@@ -24,7 +22,6 @@ from idefics_cli.models.kernels.text_step.layout import (
     FIELD_BYTES,
     LAYER_FIELDS,
     STAGES,
-    Format,
     LayerField,
     LinearField,
     StepField,
@@ -35,6 +32,7 @@ from idefics_cli.models.kernels.text_step.products import (
     field,
     first_output,
 )
+from idefics_cli.models.kernels.text_step.rounding import Rounding
 
 if TYPE_CHECKING:
     from llvmlite import ir
@@ -170,31 +168,11 @@ class StepWriter:
     def _write_rounding(
         self, linear: ir.Value, rows: ir.Value, count: ir.Value | None = None
     ) -> None:
-        """Write the code that rounds *rows* to the format that the layer needs, if it needs one."""
-        code, build = self._code, self._code.builder
+        """Write the code that rounds *count* *rows*, or all, as the layer needs them."""
         count = self._given[StepField.ROWS] if count is None else count
-        width, chosen = (
-            field(code, linear, which) for which in (LinearField.WIDTH, LinearField.FORMAT)
-        )
-        if Format.INT4 in self._kind.formats:
-            with build.if_then(build.icmp_signed("==", chosen, code.number(Format.INT4))):
-                groups = build.udiv(width, code.number(int4.GROUP))
-                numbers, scales = self._own(StepField.NUMBERS_AT), self._own(StepField.SCALES_AT)
-                with code.loop(code.number(0), count) as row:
-                    build.call(self._functions.rounding, (row, groups, rows, numbers, scales))
-        if Format.BFLOAT16_12BIT in self._kind.formats and compact.multiplies_bfloat16():
-            is_12bit = build.icmp_signed("==", chosen, code.number(Format.BFLOAT16_12BIT))
-            with build.if_then(is_12bit):
-                self._write_halves(rows, build.mul(width, count))
-
-    def _write_halves(self, rows: ir.Value, count: ir.Value) -> None:
-        """Write the code that copies *count* numbers, which bfloat16 holds exactly, as bfloat16."""
-        code, build = self._code, self._code.builder
-        source, target = code.pointer(rows), code.pointer(self._own(StepField.NUMBERS_AT))
-        with code.loop(code.number(0), count, LANES) as place:
-            at = build.mul(place, code.number(4))
-            values = code.load(source, at, code.vector(code.f32, LANES))
-            code.store(code.to_bfloat16(values), target, build.mul(place, code.number(2)))
+        numbers, scales = self._own(StepField.NUMBERS_AT), self._own(StepField.SCALES_AT)
+        given = Rounding(linear, count, rows, numbers, scales)
+        self._code.builder.call(self._functions.rounding, list(given))
 
     def _write_norm(self, weight: ir.Value, *, first: ir.Value | None = None) -> None:
         """Write the code that puts the normed states into this thread's own memory.

@@ -24,6 +24,7 @@ from idefics_cli.models.kernels import jit
 from idefics_cli.models.kernels.bf16_12bit.linear import CompactLinear
 from idefics_cli.models.kernels.int4.compiled import CompiledInt4Linear
 from idefics_cli.models.kernels.int4.kernel import GROUP
+from idefics_cli.models.kernels.int8.dots import EXTRA_BYTES
 from idefics_cli.models.kernels.int8.linear import CompiledInt8Linear
 from idefics_cli.models.kernels.jit import CompiledModule
 from idefics_cli.models.kernels.openmp import openmp_library
@@ -296,7 +297,7 @@ class TextStep:
         sharing = text.heads // text.kv_heads
         sizes = {
             StepField.NORMED_AT: 4 * rows * self._hidden,
-            StepField.NUMBERS_AT: 2 * rows * widest,
+            StepField.NUMBERS_AT: rows * (2 * widest + EXTRA_BYTES),
             StepField.SCALES_AT: 8 * rows * -(-widest // GROUP),
             StepField.SCORES_AT: 4 * sharing * (capacity + 16),
             StepField.TURNED_AT: 8 * sharing * text.head_width,
