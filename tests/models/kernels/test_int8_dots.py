@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from idefics_cli.models.kernels import compiler
+from idefics_cli.models.kernels.byte_dots import has_dots
 from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.int8 import dots
 from idefics_cli.models.kernels.int8 import kernel as int8_kernel
@@ -18,7 +19,7 @@ pytestmark = needs_compiler
 
 @pytest.fixture(autouse=True)
 def _needs_dots(width_of_registers: int) -> None:
-    if not dots.has_dots():
+    if not has_dots():
         pytest.skip(f"this processor has no products of bytes in {width_of_registers} bytes")
 
 

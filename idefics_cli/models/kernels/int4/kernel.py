@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from idefics_cli.models.kernels import jit
-from idefics_cli.models.kernels.compiler import has_feature, vector_bytes
+from idefics_cli.models.kernels.byte_dots import add_dots, has_dots
+from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.jit import Code, LazyKernel
 
 if TYPE_CHECKING:
@@ -48,14 +49,6 @@ _PREFETCH_BYTES = 2048
 # pairs of products; `_ADJACENT` adds pairs of 16-bit numbers.
 _PAIRS = {64: "llvm.x86.avx512.pmaddubs.w.512", 32: "llvm.x86.avx2.pmadd.ub.sw"}
 _ADJACENT = {64: "llvm.x86.avx512.pmaddw.d.512", 32: "llvm.x86.avx2.pmadd.wd"}
-
-
-# This instruction multiplies bytes, and adds four products to a 32-bit number.
-_DOTS = "llvm.x86.avx512.vpdpbusd.512"
-
-
-def _has_dots() -> bool:
-    return vector_bytes() == 64 and has_feature("avx512vnni")
 
 
 def pack(numbers: Tensor, step: Tensor, lowest: Tensor) -> Tensor:
@@ -236,7 +229,7 @@ class _Int4Product:
                     start = build.add(start, code.number(8 * quarter + 4 * half))
                     four = code.spread(code.load(self._numbers, start, code.i32), size // 4)
                     sums[row] = self._add_products(sums[row], numbers, four)
-        if not _has_dots():
+        if not has_dots():
             ones = code.same(code.i16, size // 2, 1)
             sums = [code.call(_ADJACENT[size], wide, each, ones) for each in sums]
         return [build.sitofp(each, code.vector(code.f32, size // 4)) for each in sums]
@@ -244,13 +237,12 @@ class _Int4Product:
     def _add_products(self, so_far: ir.Value | None, numbers: ir.Value, four: ir.Value) -> ir.Value:
         """Return *so_far* plus the products of *numbers*, bytes, with those in *four*.
 
-        Without the instruction `_DOTS`, the sums have 16 bits, one for each pair of products.
+        Without the instruction of `byte_dots.py`, the sums have 16 bits, one for each pair.
         """
         code, build, size = self._code, self._code.builder, vector_bytes()
-        if _has_dots():
-            wide = code.vector(code.i32, size // 4)
+        if has_dots():
             start = code.same(code.i32, size // 4, 0) if so_far is None else so_far
-            return code.call(_DOTS, wide, start, build.bitcast(numbers, wide), four)
+            return add_dots(code, start, numbers, four)
         # Each element adds 16 products of at most 15 * 127, which 16 bits can hold.
         pairs, as_bytes = code.vector(code.i16, size // 2), code.vector(code.i8, size)
         found = code.call(_PAIRS[size], pairs, numbers, build.bitcast(four, as_bytes))

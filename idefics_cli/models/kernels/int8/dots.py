@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from idefics_cli.models.kernels.compiler import has_feature, vector_bytes
+from idefics_cli.models.kernels.byte_dots import add_dots, has_dots
+from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.jit import Code, LazyKernel, Variable
 
 if TYPE_CHECKING:
@@ -33,18 +34,9 @@ EXTRA_BYTES = 192
 _COLUMNS_TOGETHER = 4096
 # The upper byte is at most 127 and the lower at least -128, so no number is larger than this.
 _HIGHEST = 127 * 256
-# The instruction multiplies unsigned bytes by signed ones, and adds four products to a number of 32
-# bits. The keys are numbers of bytes of a register.
-_DOTS = {64: "llvm.x86.avx512.vpdpbusd.512", 32: "llvm.x86.avx512.vpdpbusd.256"}
-_FEATURES = {64: "avx512vnni", 32: "avxvnni"}
 _SUMS_AT = 64
 # The weights that are read this many outputs later are prefetched: a few kilobytes ahead.
 _AHEAD_OF_ONE, _AHEAD = 4, 8
-
-
-def has_dots() -> bool:
-    """Whether this processor has the instruction."""
-    return has_feature(_FEATURES[vector_bytes()])
 
 
 def fits(outputs: int, width: int) -> bool:
@@ -99,7 +91,7 @@ def write_rounding(code: Code, row: ir.Value, arguments: Sequence[ir.Value]) -> 
         for part, (value, total) in enumerate(zip((upper, whole), sums, strict=True)):
             narrow = build.trunc(value, code.vector(code.i8, size))
             code.store(narrow, target, build.add(at, code.number(EXTRA_BYTES + part * size)))
-            total.set(_dots(code, total.get(), high, narrow))
+            total.set(add_dots(code, total.get(), high, narrow))
     for part, total in enumerate(sums):
         code.store(build.neg(total.get()), target, _SUMS_AT + part * size)
 
@@ -127,14 +119,6 @@ def _write_scale(code: Code, source: ir.Value, target: ir.Value, width: ir.Value
 def _row_bytes(code: Code, width: ir.Value) -> ir.Value:
     build = code.builder
     return build.add(build.mul(width, code.number(2)), code.number(EXTRA_BYTES))
-
-
-def _dots(code: Code, total: ir.Value, one: ir.Value, two: ir.Value) -> ir.Value:
-    """Return *total* plus the products of the unsigned bytes *one* with the signed bytes *two*."""
-    build, kind = code.builder, total.type
-    return code.call(
-        _DOTS[vector_bytes()], kind, total, build.bitcast(one, kind), build.bitcast(two, kind)
-    )
 
 
 class _DotProduct(NamedTuple):
@@ -284,7 +268,7 @@ class _DotBlock:
             for of_row, both in zip(totals, halves, strict=True):
                 for part, half in enumerate(both):
                     total = of_row[2 * index + part]
-                    total.set(_dots(code, total.get(), value, half))
+                    total.set(add_dots(code, total.get(), value, half))
 
     def _write_results(self, row: ir.Value, sums: ir.Value, scale: ir.Value) -> None:
         """Write the code that adds up the sums of *row*, and stores its products."""

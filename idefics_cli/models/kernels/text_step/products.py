@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from idefics_cli.models.kernels.bf16_12bit import products as compact
 from idefics_cli.models.kernels.bf16_12bit.layout import GROUP
+from idefics_cli.models.kernels.byte_dots import has_dots
 from idefics_cli.models.kernels.int4 import kernel as int4
 from idefics_cli.models.kernels.int8 import dots
 from idefics_cli.models.kernels.int8 import kernel as rows_kernel
@@ -83,7 +84,7 @@ def _write_bfloat16(code: Code, product: Product) -> None:
 
 def _write_int8(code: Code, product: Product) -> None:
     weight, scale = _weights(code, product, 2)
-    if not dots.has_dots():
+    if not has_dots():
         _write_rows(code, product, "int8", scale=scale)
         return
     width = field(code, product.linear, LinearField.WIDTH)
