@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from idefics_cli.caption.executors.warm import WarmProcesses
 from idefics_cli.cli.commands.caption.devices import list_devices
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import UsageError
@@ -76,6 +77,38 @@ def test_a_list_that_names_no_workers_is_refused(text: str, error: str) -> None:
 def test_a_gpu_that_is_not_there_is_named() -> None:
     with pytest.raises(UsageError, match="`--devices cuda:1,cuda:2`: this machine has no `cuda:2`"):
         list_devices("cuda:1,cuda:2", TWO_GPUS)
+
+
+class Started(WarmProcesses):
+    """Notes how many processes should start, and starts none."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(0)
+        self.count, self.is_closed = count, False
+
+    def close(self) -> None:
+        """Note the call."""
+        self.is_closed = True
+
+
+def test_processes_start_before_the_plan_and_end_with_the_command() -> None:
+    started: list[Started] = []
+
+    def warm_up(count: int) -> WarmProcesses:
+        started.append(Started(count))
+        return started[-1]
+
+    def start(*arguments: str) -> Ran:
+        words = ("caption", "a.jpg", "-o", "out.jsonl", *arguments)
+        return run(*words, services=replace(services(MACHINE), warm_up=warm_up))
+
+    assert start("--devices", "cuda:0,cpu:2").code == 2  # this machine has no GPU
+    assert [(each.count, each.is_closed) for each in started] == [(3, True)]
+    assert start("--devices", "all").code == 2
+    assert start("--devices", "cpu:65").code == 2
+    assert start("--devices", "cpu:2", "--dry-run").code == 0
+    assert start("--device", "cuda:0").code == 2
+    assert len(started) == 1, "nothing more has started"
 
 
 def test_each_gpu_has_a_plan_of_its_own_and_a_part_of_the_threads() -> None:

@@ -99,6 +99,7 @@ class WorkerProcess:
 
     def wait(self) -> int:
         """Wait for the end of the process, kill it if there is none, and return its exit code."""
+        self._errors.join(_END_SECONDS)  # `Popen.wait` with a limit looks every 0.05 s only
         for _ in range(2):
             with suppress(subprocess.TimeoutExpired):
                 return self._process.wait(_END_SECONDS)
@@ -109,7 +110,6 @@ class WorkerProcess:
         """Close the pipes of a process that has ended."""
         assert self._process.stdout is not None
         assert self._process.stdin is not None
-        self._errors.join(_END_SECONDS)
         self._process.stdout.close()
         with self._lock, suppress(OSError):
             self._process.stdin.close()

@@ -22,6 +22,7 @@ from idefics_cli.engine.protocol import Engine, EngineFactory
 if TYPE_CHECKING:
     from idefics_cli.caption.executors import ExecutorKind, NamedFactory
     from idefics_cli.caption.executors.cluster import Cluster, Node, NodeShare
+    from idefics_cli.caption.executors.warm import WarmProcesses
     from idefics_cli.config.settings import Settings
     from idefics_cli.models.hub.facts import ModelFacts
     from idefics_cli.models.planning.plan import Plan, PlanChoices
@@ -87,8 +88,15 @@ class ClusterWorkers(Workers):
         return [(name, self.factory) for name in self.names]
 
 
-def find_workers(invocation: Invocation, given: Inputs) -> Workers | None:
+def find_workers(
+    invocation: Invocation, given: Inputs, warm: WarmProcesses | None = None
+) -> Workers | None:
     """Return the workers of `--devices` or `--ray`; None without these options.
+
+    Args:
+        invocation: The command.
+        given: Its inputs.
+        warm: Processes for the workers of `--devices`.
 
     Raises:
         UsageError: If an option is wrong, or contradicts another one.
@@ -99,7 +107,7 @@ def find_workers(invocation: Invocation, given: Inputs) -> Workers | None:
     if settings.ray is None:
         if invocation.resolved.origins["workers"].source == "flag":
             raise UsageError("--workers needs --ray", hint="`--devices cpu:2` is for this machine")
-        return None if settings.server else plan_workers(invocation, given)
+        return None if settings.server else plan_workers(invocation, given, warm)
     if settings.devices is not None:
         raise UsageError("--ray and --devices exclude each other")
     if settings.server is not None:

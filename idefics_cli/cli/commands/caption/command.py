@@ -9,7 +9,7 @@ import typer
 
 from idefics_cli.cli import options
 from idefics_cli.cli.commands.caption.cluster import find_workers
-from idefics_cli.cli.commands.caption.devices import Workers
+from idefics_cli.cli.commands.caption.devices import Workers, warm_up
 from idefics_cli.cli.commands.caption.inputs import CaptionTarget, Inputs, caption_job
 from idefics_cli.cli.commands.caption.job import show_job
 from idefics_cli.cli.commands.caption.outputs import chosen_output, show_output_notes
@@ -126,15 +126,15 @@ def caption(
         show_job(invocation, context, given, destination, print_job)
         return
     chosen = find_shard(invocation, given, destination)
+    if warm := warm_up(invocation):
+        context.call_on_close(warm.close)
     questions = given.questions(invocation)
     shown = read_examples(invocation, example or (), examples or ())
     banned = banned_words(ban or ())
     listing = given.listing(invocation, questions, tars_of(chosen, destination))
     for note in listing.notes:
         invocation.console.note(note)
-    shared = find_workers(invocation, given)
-    if shared:
-        context.call_on_close(shared.close)
+    shared = find_workers(invocation, given, warm)
     target = _target(invocation, shared)
     job = caption_job(invocation, listing, questions, target, destination, form, shown)
     job = replace(job, banned=banned)

@@ -32,7 +32,7 @@ class Workers:
     Attributes:
         names: Names of the workers, such as "cuda:1", or "cpu:0" for the first one on a processor.
         plans: The plan of each.
-        warm: Processes that have started already; `close` ends those that are not used.
+        warm: Processes that have started already.
         processors: The processors of each worker on the processor of this computer; an empty set,
             or no set at all, stands for all.
     """
@@ -59,14 +59,33 @@ class Workers:
         plans = zip(self.names, self.plans, strict=True)
         return [(name, make(plan.spec)) for name, plan in plans]
 
-    def close(self) -> None:
-        """End the processes that were not used; idempotent."""
-        if self.warm is not None:
-            self.warm.close()
+
+def warm_up(invocation: Invocation) -> WarmProcesses | None:
+    """Start the processes of `--devices`, which import their libraries during the planning.
+
+    None if there are none, or if it is not known how many.
+
+    Raises:
+        UsageError: If `--devices` is wrong.
+    """
+    settings, start = invocation.settings, invocation.services.warm_up
+    if start is None or settings.dry_run or settings.ray or settings.server:
+        return None
+    if settings.devices is None or settings.devices == _ALL:
+        return None
+    count = len(_named(settings.devices))
+    return start(count) if count <= MOST_WORKERS else None
 
 
-def plan_workers(invocation: Invocation, given: Inputs) -> Workers | None:
+def plan_workers(
+    invocation: Invocation, given: Inputs, warm: WarmProcesses | None = None
+) -> Workers | None:
     """Return the plans of the workers that `--devices` names; None if it is not given.
+
+    Args:
+        invocation: The command.
+        given: Its inputs.
+        warm: Processes for the workers; the first one describes this machine.
 
     Raises:
         UsageError: If `--devices` is wrong, or contradicts another option.
@@ -84,24 +103,6 @@ def plan_workers(invocation: Invocation, given: Inputs) -> Workers | None:
             f"--devices shares files among workers, and {given.fileless} is one picture",
             hint="leave `--devices` out",
         )
-    warm = _warm_up(invocation, text)
-    try:
-        return _planned(invocation, text, warm)
-    except BaseException:
-        if warm is not None:
-            warm.close()
-        raise
-
-
-def _warm_up(invocation: Invocation, text: str) -> WarmProcesses | None:
-    """Start the processes of the workers, which import their libraries during the planning."""
-    start, count = invocation.services.warm_up, len(_named(text))
-    if start is None or invocation.settings.dry_run or count > MOST_WORKERS:
-        return None
-    return start(0 if text == _ALL else count)
-
-
-def _planned(invocation: Invocation, text: str, warm: WarmProcesses | None) -> Workers:
     with invocation.console.status("starting"):
         # The first worker imports torch in any case, and this process then does not need it.
         machine = warm and warm.ask(invocation.services.probe)
