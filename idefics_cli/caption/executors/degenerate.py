@@ -15,6 +15,7 @@ _SENTENCE = re.compile(r"[.!?\u3002\uff01\uff1f\n]+")
 _NUMBER = re.compile(r"\d+")
 # `_STUTTER` finds a unit of up to 8 characters that repeats without spaces, as in "hahaha…".
 _STUTTER = re.compile(r"(?P<unit>\S{1,8}?)(?P=unit){9,}")
+_SHORTEST_STUTTER = 24
 
 # The key is the number of words of a phrase. The value says how often in a row a caption may
 # contain such a phrase. The limits allow what good captions contain: "very, very, very", or four
@@ -57,10 +58,12 @@ def formed_degeneracy(text: str) -> str | None:
 
 
 def _stutters(text: str) -> bool:
+    if max(map(len, text.split()), default=0) < _SHORTEST_STUTTER:
+        return False  # a quick test: a stutter has no spaces
     for match in _STUTTER.finditer(text):
         # A repeated unit with letters is a stutter from 24 characters on. Without letters the limit
         # is 80 characters, so that a drawn line or a row of zeros is allowed.
-        least = 24 if any(character.isalpha() for character in match["unit"]) else 80
+        least = _SHORTEST_STUTTER if any(character.isalpha() for character in match["unit"]) else 80
         if len(match[0]) >= least:
             return True
     return False

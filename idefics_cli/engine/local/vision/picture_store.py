@@ -44,6 +44,7 @@ class PictureStore:
         self._max_bytes = min(_MOST_BYTES, free // _FREE_SHARE) if max_bytes is None else max_bytes
         # The least recently used picture comes first.
         self._held: OrderedDict[bytes, PictureTensors] = OrderedDict()
+        self._held_bytes = 0
         # All tensors with pixels that anybody holds. The store finds a picture here that it has
         # dropped itself but that a request still holds.
         self._living: WeakValueDictionary[bytes, PictureTensors] = WeakValueDictionary()
@@ -55,7 +56,7 @@ class PictureStore:
     def held_bytes(self) -> int:
         """Number of bytes of all pixels."""
         with self._lock:
-            return self._count_bytes()
+            return self._held_bytes
 
     def add(self, tensors: PictureTensors) -> None:
         """Hold the pixels of *tensors*, if it has any."""
@@ -63,8 +64,9 @@ class PictureStore:
             return
         digest = tensors.picture.digest
         with self._lock:
-            self._held[digest] = self._living.setdefault(digest, tensors)
-            self._held.move_to_end(digest)
+            self._drop(digest)
+            held = self._held[digest] = self._living.setdefault(digest, tensors)
+            self._held_bytes += held.nbytes
 
     def shrink(self) -> None:
         """Drop the least recently used pixels until the rest is within the limit.
@@ -73,15 +75,15 @@ class PictureStore:
         the request starts.
         """
         with self._lock:
-            while self._count_bytes() > self._max_bytes:
-                self._held.popitem(last=False)
+            while self._held_bytes > self._max_bytes:
+                self._drop(next(iter(self._held)))
 
     def drop_encoded(self, pictures: Iterable[PreparedPicture]) -> None:
         """Drop the pixels of those *pictures* whose features are kept."""
         for picture in pictures:
             if picture.digest in self._features:
                 with self._lock:
-                    self._held.pop(picture.digest, None)
+                    self._drop(picture.digest)
 
     def add_file(
         self, file_digest: str, picture: PreparedPicture, detail: PictureDetail | None = None
@@ -120,5 +122,7 @@ class PictureStore:
         picture, size = tensors.picture, found[1]
         return picture if picture.size == size else replace(picture, size=size)
 
-    def _count_bytes(self) -> int:
-        return sum(each.nbytes for each in self._held.values())
+    def _drop(self, digest: bytes) -> None:
+        dropped = self._held.pop(digest, None)
+        if dropped is not None:
+            self._held_bytes -= dropped.nbytes
