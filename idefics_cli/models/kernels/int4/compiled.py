@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from idefics_cli.models.kernels.huge_pages import empty_bytes
 from idefics_cli.models.kernels.int4 import kernel
 from idefics_cli.models.kernels.int4.kernel import GROUP, GROUP_BYTES, LANES
 from idefics_cli.models.kernels.linear import QuantizedLinear, output_parts
@@ -56,7 +57,7 @@ class CompiledInt4Linear(QuantizedLinear):
 def quantize(weight: Tensor) -> Tensor:
     """Return *weight* (out, in), which is not changed, as `CompiledInt4Linear` keeps it."""
     outputs, width = weight.shape
-    packed = torch.empty(outputs // LANES, width // GROUP, GROUP_BYTES, dtype=torch.uint8)
+    packed = empty_bytes(outputs // LANES, width // GROUP, GROUP_BYTES)
     # The layer is quantized in parts, because a whole layer in float32 takes as much memory as
     # several quantized layers.
     for part in output_parts(outputs):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from idefics_cli.models.kernels.huge_pages import empty_bytes
 from idefics_cli.models.kernels.int8 import dots, kernel
 from idefics_cli.models.kernels.linear import QuantizedLinear, output_parts
 
@@ -145,7 +146,8 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.where(highest == 0, torch.ones_like(highest), highest / 127)
     # The division makes a new tensor, because *wide* can be the weight itself: `float()` returns a
     # float32 weight unchanged, and this weight may be mapped from its file.
-    return (wide / scale[:, None]).round_().to(torch.int8), scale
+    numbers = (wide / scale[:, None]).round_()
+    return empty_bytes(*numbers.shape).view(torch.int8).copy_(numbers), scale
 
 
 def _torchs_kernel_passes_self_test() -> bool:
