@@ -67,8 +67,8 @@ def test_the_table_is_plain_text_with_what_a_reader_must_know() -> None:
         "standard deviations of these (a random token: about 4)",
         "  chat: second turn: something to know",
         "  chat: second turn: something to know",
-        "* 1 of 2 figures disturbed, so take them with care; the worst, chat: second turn: "
-        "other programs kept 1.5 cores busy",
+        "* disturbed: 1 of 2 figures; repeat the benchmark on a quiet machine. The worst is "
+        "chat: second turn: other programs kept 1.5 cores busy",
         "! start: left out: no script",
         "! load: x: failed: broken",
         "! chat: second turn: the answers differ: 50.0% of tokens equal",

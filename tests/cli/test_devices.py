@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +28,8 @@ def _photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("a.jpg").write_bytes(b"a")
 
 
-def services(machine: Machine) -> Services:
-    world = World(FakeEngine(describe_photo), IDEFICS_JSON="1")
+def services(machine: Machine, *, json: str = "1") -> Services:
+    world = World(FakeEngine(describe_photo), IDEFICS_JSON=json)
     return replace(
         world.services,
         probe=lambda: machine,
@@ -132,6 +133,29 @@ def test_workers_on_a_processor_divide_its_threads_and_its_memory() -> None:
     need, shared = one["memory"][0], four["memory"][0]
     assert shared["usable_bytes"] == need["usable_bytes"] // 4
     assert four["batch_size"] <= one["batch_size"]
+
+
+def test_the_plan_of_a_worker_tells_its_own_threads_and_memory() -> None:
+    machine = replace(MACHINE, cores=2, ram_bytes=64 * GIB, free_ram_bytes=48 * GIB)
+
+    def plan(*arguments: str) -> str:
+        words = ("caption", "a.jpg", "-o", "out.jsonl", "--dry-run", *arguments)
+        ran = run(*words, services=services(machine, json="0"))
+        return " ".join(ran.out.split())
+
+    def fit_and_need(text: str) -> tuple[str, ...]:
+        found = re.search(r"fits: (.+?) usable .* answer cpu (\S+ \S+ of \S+ \S+) weights", text)
+        assert found, text
+        return found.groups()
+
+    shared = plan("--devices", "cpu:2")
+    assert "threads 1 2 cores, divided among 2 workers" in shared
+    assert len({*fit_and_need(shared)}) == 1
+    assert {*fit_and_need(plan("--device", "cpu"))}.isdisjoint(fit_and_need(shared))
+    three = plan("--devices", "cpu:2", "--threads", "3")
+    assert "threads 1 3 threads, divided among 2 workers" in three
+    assert "threads 1 asked for" in plan("--devices", "cpu:2", "--threads", "1")
+    assert "threads 2 both cores" in plan("--devices", "cpu")
 
 
 def test_workers_that_do_not_fit_into_the_memory_are_refused() -> None:

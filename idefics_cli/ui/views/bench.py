@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from idefics_cli.bench.report import Report, ReportRow, Skipped
 from idefics_cli.core.text import one_line
+from idefics_cli.core.units import counted
 from idefics_cli.ui.terminal.console import Console, write
 
 _HEAD = ("", "ours", "transformers", "ratio", "rounds from … to", "answers")
@@ -195,6 +196,7 @@ def _disturbed(rows: Sequence[ReportRow]) -> list[str]:
         return []
     worst = max(marked, key=lambda row: row.foreign_cores or 0.0)
     return [
-        f"* {len(marked)} of {len(rows)} figures disturbed, so take them with care; the worst, "
-        f"{worst.scenario}: {worst.name}: {' and '.join(worst.disturbances)}"
+        f"* disturbed: {len(marked)} of {counted(len(rows), 'figure')}; repeat the benchmark on a "
+        f"quiet machine. The worst is {worst.scenario}: {worst.name}: "
+        f"{' and '.join(worst.disturbances)}"
     ]

@@ -207,4 +207,19 @@ def _shared(plan: Plan, devices: Sequence[str], machine: Machine, threads: int |
                 )
             need = replace(need, usable=usable)
         needs.append(need)
-    return replace(plan, spec=spec, needs=tuple(needs))
+    shared = replace(plan, spec=spec, needs=tuple(needs))
+    amount = counted(machine.cores, "core") if threads is None else counted(threads, "thread")
+    return _with_shared_reasons(shared, plan, f"{amount}, divided among {count} workers")
+
+
+def _with_shared_reasons(shared: Plan, whole: Plan, why_threads: str) -> Plan:
+    """Return *shared* with reasons that tell its own threads and memory, not those of *whole*."""
+    from idefics_cli.models.planning.needs import describe_fit
+
+    before, now = describe_fit(whole.needs), describe_fit(shared.needs)
+    reasons = []
+    for reason in shared.reasons:
+        if reason.subject == "threads" and shared.spec.threads != whole.spec.threads:
+            reason = replace(reason, choice=f"{shared.spec.threads}", why=why_threads)
+        reasons.append(replace(reason, why=reason.why.replace(before, now)))
+    return replace(shared, reasons=tuple(reasons))
