@@ -81,6 +81,20 @@ def test_a_dry_run_with_a_model_that_is_here_says_how_long_it_would_take(photos:
     assert ran.out.splitlines()[-2] == "about 1.0 s, by a probe of three pictures"
 
 
+def test_workers_divide_the_time_that_a_dry_run_estimates(photos: Path) -> None:
+    drawn(photos)
+
+    def estimate(*arguments: str) -> str:
+        world = World(FakeEngine(describe_photo))
+        words = ("caption", "photos", "--dry-run", "-o", "out.jsonl", *arguments)
+        return run(*words, services=world.services).out.splitlines()[-2]
+
+    assert estimate("--devices", "cpu") == estimate()
+    assert estimate("--devices", "cpu:2") == (
+        "about 0.5 s with 2 workers, by a probe of three pictures"
+    )
+
+
 def test_a_dry_run_counts_the_memory_for_decoding(photos: Path) -> None:
     drawn(photos)
     ran = run("caption", "photos", "--dry-run", services=World(FakeEngine(describe_photo)).services)

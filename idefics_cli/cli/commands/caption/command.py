@@ -142,9 +142,7 @@ def caption(
         job, destination = with_shard(invocation, chosen, job, destination)
     show_output_notes(invocation, destination, job)
     if invocation.settings.dry_run:
-        show_run(invocation, target, job, destination)
-        if shared:
-            invocation.console.note(shared.described)
+        show_run(invocation, target, job, destination, workers=shared)
         return
     for problem in listing.problems:
         invocation.console.error(problem)

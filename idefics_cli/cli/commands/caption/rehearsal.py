@@ -14,48 +14,67 @@ if TYPE_CHECKING:
     from idefics_cli.caption.job import CaptionJob
     from idefics_cli.caption.output import CaptionOutput
     from idefics_cli.caption.resume.todo import Todo
+    from idefics_cli.cli.commands.caption.devices import Workers
     from idefics_cli.cli.commands.caption.inputs import CaptionTarget
 
 
 def show_run(
-    invocation: Invocation, target: CaptionTarget, job: CaptionJob, output: CaptionOutput
+    invocation: Invocation,
+    target: CaptionTarget,
+    job: CaptionJob,
+    output: CaptionOutput,
+    *,
+    workers: Workers | None,
 ) -> None:
-    """Print what a run would do, and how long it would take.
+    """Print what a run of *workers* would do, and how long it would take; None is one process.
 
     To measure the time, the model captions a few pictures if it is downloaded.
 
     Raises:
         UsageError: If the output has a run with other settings.
     """
-    from idefics_cli.caption.rehearsal import unreadable
     from idefics_cli.caption.run import left_to_do
 
     console, spec = invocation.console, target.spec
     retry_failed = invocation.settings.retry_failed
     todo = left_to_do(job, output, spec, retry_failed=retry_failed)
-    bad = 0
-    limits = image_limits(invocation.settings)
-    with console.status("checking the pictures"):
-        for error in unreadable(todo.pictures, limits, takes_videos=takes_videos(spec)):
-            console.error(error)
-            bad += 1
+    bad = _report_unreadable(invocation, todo, takes_videos=takes_videos(spec))
     left = len(todo.pictures)
-    seconds = _seconds(invocation, target, job, todo)
+    count = max(1, min(left, len(workers.names))) if workers else 1
+    seconds = _seconds(invocation, target, job, todo, count)
     if invocation.settings.json:
         run = {"pictures": len(job.pictures), "left": left, "unreadable": bad}
         times = {"batch_size": job.batch_size, "seconds": seconds}
         console.json({**_described(target), **run, **times, **_asked(job), **_constraint(job)})
-        return
-    _show_target(invocation, target)
-    if left < len(job.pictures):
-        console.line(f"left to caption: {left} of {counted(len(job.pictures), 'picture')}")
-    if bad:
-        console.line(f"{bad} cannot be read")
-    if seconds is not None:
-        console.line(f"about {format_duration(seconds)}, by a probe of {_probed(left)}")
-    console.line(_summary(job))
+    else:
+        _show_target(invocation, target)
+        if left < len(job.pictures):
+            console.line(f"left to caption: {left} of {counted(len(job.pictures), 'picture')}")
+        if bad:
+            console.line(f"{bad} cannot be read")
+        if seconds is not None:
+            console.line(_estimate(seconds, left, count))
+        _show_job(invocation, job)
+    if workers:
+        console.note(workers.described)
+
+
+def _report_unreadable(invocation: Invocation, todo: Todo, *, takes_videos: bool) -> int:
+    """Print an error for each picture whose header cannot be read; return their number."""
+    from idefics_cli.caption.rehearsal import unreadable
+
+    limits, count = image_limits(invocation.settings), 0
+    with invocation.console.status("checking the pictures"):
+        for error in unreadable(todo.pictures, limits, takes_videos=takes_videos):
+            invocation.console.error(error)
+            count += 1
+    return count
+
+
+def _show_job(invocation: Invocation, job: CaptionJob) -> None:
+    invocation.console.line(_summary(job))
     for name, text in _constraint(job).items():
-        console.line(f"answers match the {name} {text}")
+        invocation.console.line(f"answers match the {name} {text}")
 
 
 def _show_target(invocation: Invocation, target: CaptionTarget) -> None:
@@ -75,9 +94,12 @@ def _described(target: CaptionTarget) -> dict[str, object]:
 
 
 def _seconds(
-    invocation: Invocation, target: CaptionTarget, job: CaptionJob, todo: Todo
+    invocation: Invocation, target: CaptionTarget, job: CaptionJob, todo: Todo, workers: int
 ) -> float | None:
     """Return how long the pictures of *todo* would take; None if the model is not on this machine.
+
+    One process measures a picture. *workers* divide the time, because each has a device or cores
+    of its own.
 
     Nodes of a cluster have another speed than this machine.
     """
@@ -94,7 +116,12 @@ def _seconds(
         each = seconds_per_picture(
             job, services.make_factory(spec), clock=services.clock, progress=progress
         )
-    return None if each is None else each * len(todo.pictures)
+    return None if each is None else each * len(todo.pictures) / workers
+
+
+def _estimate(seconds: float, left: int, workers: int) -> str:
+    among = "" if workers == 1 else f" with {workers} workers"
+    return f"about {format_duration(seconds)}{among}, by a probe of {_probed(left)}"
 
 
 def _probed(left: int) -> str:
