@@ -25,6 +25,8 @@ from tests.support.outputs import FORMATS, Recorder, contents, destination
 
 NAMES = tuple(f"{number}.jpg" for number in range(8))
 JOURNAL = Path("out.jsonl.journal")
+# `--retry-failed` continues a run even beside `--overwrite`, so the hint names both options.
+WAY_OUT = "let `--overwrite` without `--retry-failed` begin anew"
 BAD = ImageError("cannot read `photos/3.jpg`: it is cut off", kind="truncated")
 VALUES: list[object] = [
     None, True, 0, -1, 10**30, 1.5, float("nan"), "", "x", "\ud800", [], {}, [1], {"a": 1}, [[]],
@@ -87,6 +89,7 @@ def test_a_damaged_line_is_named_and_nothing_changes(
         f"error: line 4 of the journal `{journal}` is damaged; nothing was changed\n"
         "hint: put an undamaged copy back; or move the journal away and give `--existing skip`"
     )
+    assert WAY_OUT in ran.err
     assert files() == before
 
 
@@ -127,8 +130,9 @@ def test_a_run_that_overwrites_begins_anew_if_its_unfinished_output_was_changed(
     assert caption("-o", "out.jsonl", engine=FakeEngine(stop)).code == 130
     with Path("out.jsonl").open("a") as file:
         file.write("{}\n")
-    refused = caption("-o", "out.jsonl")
-    assert (refused.code, "let `--overwrite` begin anew" in refused.err) == (2, True)
+    for arguments in ((), ("--overwrite", "--retry-failed")):
+        refused = caption("-o", "out.jsonl", *arguments)
+        assert (refused.code, WAY_OUT in refused.err) == (2, True)
     ran = caption("-o", "out.jsonl", "--overwrite")
     told = "warning: beginning anew, because `out.jsonl` was changed by something else since"
     assert (ran.code, ran.err.startswith(told)) == (3, True), ran.err

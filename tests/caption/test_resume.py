@@ -157,7 +157,7 @@ def test_an_output_that_somebody_edited_is_left_alone(format_: str) -> None:
     assert (ran.code, Path("out").read_text("utf-8")) == (2, edited)
     assert ran.err == (
         "error: `out` was changed by something else since the last run\n"
-        "hint: name another output, or let `--overwrite` begin anew\n"
+        "hint: name another output, or let `--overwrite` without `--retry-failed` begin anew\n"
     )
 
 

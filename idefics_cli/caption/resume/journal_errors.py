@@ -7,6 +7,10 @@ from pathlib import Path
 
 from idefics_cli.core.errors import IdeficsError, UsageError
 
+# `--retry-failed` continues a run, so that a run with both options does not begin anew.
+BEGIN_ANEW = "let `--overwrite` without `--retry-failed` begin anew"
+"""The part of a hint that names the way to leave the former run behind."""
+
 
 class DamagedJournalError(IdeficsError):
     """A journal with a line that is not valid.
@@ -24,8 +28,7 @@ class DamagedJournalError(IdeficsError):
         super().__init__(
             f"{self.reason}; nothing was changed",
             hint="put an undamaged copy back; or move the journal away and give `--existing skip`,"
-            " which keeps the captions that the output has, and makes the others; or let"
-            " `--overwrite` begin anew",
+            " which keeps the captions that the output has, and makes the others; or " + BEGIN_ANEW,
         )
 
 
@@ -44,7 +47,7 @@ class JournalVersionError(UsageError):
         self.reason = f"`{path}` is from another version of this program ({version})"
         super().__init__(
             self.reason,
-            hint="continue with that version, name another output, or let `--overwrite` begin anew",
+            hint=f"continue with that version, name another output, or {BEGIN_ANEW}",
         )
 
 

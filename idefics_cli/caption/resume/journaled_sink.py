@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 
 from idefics_cli.caption.resume.items import PICTURES, Identities, ItemRules
 from idefics_cli.caption.resume.journal import RunJournal, Settings
+from idefics_cli.caption.resume.journal_errors import BEGIN_ANEW
 from idefics_cli.caption.resume.names import reachable
 from idefics_cli.caption.resume.row_files import copy_head, has_line, reaches
 from idefics_cli.caption.resume.split import count_units
@@ -275,7 +276,7 @@ class JournaledSink:
         if self._has_changed():
             raise UsageError(
                 _changed(path),
-                hint="name another output, or let `--overwrite` begin anew",
+                hint=f"name another output, or {BEGIN_ANEW}",
             )
         end = self._journal.end
         if (
