@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -150,6 +151,47 @@ def check_prompt(loaded: Loaded, held: int, new: int, tolerance: float) -> None:
     for ours, theirs in zip(states, cache.layers, strict=True):
         assert relative_error(ours.keys, theirs.keys) < tolerance
         assert relative_error(ours.values, theirs.values) < tolerance
+
+
+def reached_without_waiting(text: str, name: str) -> list[set[str]]:
+    """Return, for each call of the function *name*, the functions that may be called after it.
+
+    Only calls count before which the threads have not waited for each other.
+    """
+    body = text[text.index('define void @"step"') :]
+    parts = re.split(r'^"?([.\w]+)"?:$', body, flags=re.MULTILINE)
+    blocks = dict(zip(parts[1::2], parts[2::2], strict=True))
+    calls = {label: re.findall(r'call void @"(\w+)"', code) for label, code in blocks.items()}
+    follow = {label: re.findall(r'label %"([^"]+)"', code) for label, code in blocks.items()}
+    found = []
+    for label, names in calls.items():
+        for place, called in enumerate(names):
+            if called != name:
+                continue
+            reached: set[str] = set()
+            seen: set[str] = set()
+            paths = [(label, place + 1)]
+            while paths:
+                at, first = paths.pop()
+                after = calls[at][first:]
+                before = after[: after.index(BARRIER)] if BARRIER in after else after
+                reached.update(before)
+                if before == after:
+                    paths += [(each, 0) for each in follow[at] if each not in seen]
+                    seen.update(follow[at])
+            found.append(reached)
+    return found
+
+
+@needs_compiler
+def test_all_states_of_a_prompt_are_stored_before_any_token_attends_to_them() -> None:
+    # Without the wait, wrong logits are rare unless threads outnumber the cores.
+    text = write_module(StepKind((Format.FLOAT32,), 16, is_bfloat16=False), "step")
+    of_prompt, of_rows = sorted(reached_without_waiting(text, "store_state"), key=len)
+    assert of_prompt == {"store_state"}
+    # A row of a decode step attends to its own states only, which the same thread stores.
+    assert of_rows == {"store_state", "attention"}
+    assert "product" not in set().union(*reached_without_waiting(text, "attention"))
 
 
 def narrow(folder: Path, copy: Path) -> Loaded:
