@@ -165,6 +165,10 @@ def test_workers_that_do_not_fit_into_the_memory_are_refused() -> None:
     assert ran.code == 2
     assert ran.err.startswith("error: 40 workers need ")
     assert "of memory each" in ran.err
+    hint = "\nhint: take fewer workers, `--quantization 4bit` or a smaller model\n"
+    assert ran.err.endswith(hint)
+    smallest = dry_run(machine, "--devices", "cpu:60", "--quantization", "4bit")
+    assert smallest.err.endswith("\nhint: take fewer workers or a smaller model\n")
     assert not Path("out.jsonl").exists()
 
 

@@ -200,10 +200,12 @@ def _shared(plan: Plan, devices: Sequence[str], machine: Machine, threads: int |
         if need.is_in_ram and in_ram > 1:
             usable = need.usable // in_ram
             if need.total > usable:
+                is_smallest = plan.spec.quantization == "4bit"
+                ways = "" if is_smallest else ", `--quantization 4bit`"
                 raise PlanError(
                     f"{counted(in_ram, 'worker')} need {format_size(need.total)} of memory each, "
                     f"and {format_size(need.usable)} are usable",
-                    hint="take fewer workers, or a smaller model",
+                    hint=f"take fewer workers{ways} or a smaller model",
                 )
             need = replace(need, usable=usable)
         needs.append(need)
