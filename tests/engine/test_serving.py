@@ -136,7 +136,7 @@ def test_a_long_reply_holds_no_other_back_and_requests_are_read_as_needed(
     endless: EngineOf,
 ) -> None:
     engine = endless("idefics2")
-    long = as_request(engine, CONVERSATIONS["no image"], sampling=Sampling(max_new_tokens=150))
+    long = as_request(engine, CONVERSATIONS["no image"], sampling=Sampling(max_new_tokens=400))
     short = as_request(engine, CONVERSATIONS["system"], sampling=Sampling(max_new_tokens=5))
     read = 0
     got: list[int] = []

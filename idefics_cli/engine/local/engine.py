@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import count
 from queue import SimpleQueue
@@ -97,7 +97,11 @@ class LocalEngine:
         # lane numbers its requests itself.
         self._numbers = count()
         try:
-            loaded = self._worker.submit(self._load, load, progress).result()
+            loading = self._worker.submit(self._load, load, progress)
+            # A signal that comes just before a wait begins is noticed when the wait ends.
+            while not wait([loading], timeout=0.5).done:
+                pass
+            loaded = loading.result()
         except BaseException as error:
             self._leave(error)
             raise
