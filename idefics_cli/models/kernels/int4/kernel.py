@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from idefics_cli.models.kernels import jit
+from idefics_cli.models.kernels.blocks import scale_and_factor, size_bits
 from idefics_cli.models.kernels.byte_dots import add_dots, has_dots
 from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.jit import Code, LazyKernel
@@ -269,21 +270,11 @@ def write_rounding(
         at = build.mul(group, code.number(GROUP))
         values = code.load(source, build.mul(at, code.number(2 if halves else 4)), kind)
         values = code.from_bfloat16(values) if halves else values
-        size = code.call(f"llvm.fabs.v{GROUP}f32", values.type, values)
-        # As integers, sizes have the same order, and NaN is above all of them. `fmax` ignores NaN,
-        # which would make a reply of damaged weights look sound.
-        bits = build.bitcast(size, code.vector(code.i32, GROUP))
-        highest = code.call(f"llvm.vector.reduce.umax.v{GROUP}i32", code.i32, bits)
-        highest = build.bitcast(highest, f32)
-        # A group of zeros has a scale of 0; it is divided by 1 instead.
-        is_zero = build.fcmp_ordered("==", highest, code.ir.Constant(f32, 0.0))
-        divisor = build.select(is_zero, code.ir.Constant(f32, 1.0), highest)
-        factor = build.fdiv(code.ir.Constant(f32, float(_HIGHEST)), divisor)
+        scale, factor = scale_and_factor(code, size_bits(code, values), _HIGHEST)
         scaled = build.fmul(values, code.spread(factor, GROUP))
         nearest = code.call(f"llvm.rint.v{GROUP}f32", values.type, scaled)
         wide = build.fptosi(nearest, code.vector(code.i32, GROUP))
         code.store(build.trunc(wide, code.vector(code.i8, GROUP)), target, at)
-        scale = build.fdiv(highest, code.ir.Constant(f32, float(_HIGHEST)))
         total = code.call(f"llvm.vector.reduce.add.v{GROUP}i32", code.i32, wide)
         offset = build.mul(group, code.number(_SCALE_BYTES))
         code.store(scale, scale_target, offset)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from idefics_cli.models.kernels.blocks import first_output, scale_and_factor, size_bits
 from idefics_cli.models.kernels.byte_dots import add_dots, has_dots
 from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.jit import Code, LazyKernel, Variable
@@ -103,17 +104,11 @@ def _write_scale(code: Code, source: ir.Value, target: ir.Value, width: ir.Value
     largest = code.variable(code.same(code.i32, size, 0))
     with code.loop(code.number(0), width, size) as column:
         values = code.load(source, build.mul(column, code.number(4)), floats)
-        # As integers, sizes have the same order, and NaN is above all of them, so that a reply of
-        # damaged weights does not look sound.
-        bits = build.bitcast(code.call(f"llvm.fabs.v{size}f32", floats, values), wide)
+        bits = size_bits(code, values)
         largest.set(code.call(f"llvm.umax.v{size}i32", wide, largest.get(), bits))
-    bits = code.call(f"llvm.vector.reduce.umax.v{size}i32", code.i32, largest.get())
-    highest, limit = build.bitcast(bits, code.f32), code.ir.Constant(code.f32, float(_HIGHEST))
-    code.store(build.fdiv(highest, limit), target, 0)
-    # A row of zeros has a scale of 0; it is divided by 1 instead.
-    is_zero = build.fcmp_ordered("==", highest, code.ir.Constant(code.f32, 0.0))
-    divisor = build.select(is_zero, code.ir.Constant(code.f32, 1.0), highest)
-    return code.spread(build.fdiv(limit, divisor), size)
+    scale, factor = scale_and_factor(code, largest.get(), _HIGHEST)
+    code.store(scale, target, 0)
+    return code.spread(factor, size)
 
 
 def _row_bytes(code: Code, width: ir.Value) -> ir.Value:
@@ -145,12 +140,8 @@ class _DotProduct(NamedTuple):
 
 def _write_product(code: Code, piece: ir.Value, arguments: Sequence[ir.Value]) -> None:
     """Write the code that multiplies all rows by 16 outputs."""
-    build = code.builder
-    first = build.mul(piece, code.number(OUTPUTS))
-    # If the last piece would not be full, it begins earlier, and some outputs are computed twice.
-    highest = build.sub(_DotProduct(*arguments).outputs, code.number(OUTPUTS))
-    first = build.select(build.icmp_signed("<", first, highest), first, highest)
-    write_outputs(code, first, arguments)
+    outputs = _DotProduct(*arguments).outputs
+    write_outputs(code, first_output(code, piece, outputs, OUTPUTS), arguments)
 
 
 def write_outputs(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from idefics_cli.models.kernels import jit
+from idefics_cli.models.kernels.blocks import first_output
 from idefics_cli.models.kernels.byte_dots import has_dots
 from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.int8 import dots
@@ -116,12 +117,8 @@ class _RowsProduct(NamedTuple):
 
 def _write_product(code: Code, piece: ir.Value, arguments: Sequence[ir.Value]) -> None:
     """Write the code that multiplies all rows by 4 outputs."""
-    build = code.builder
-    first = build.mul(piece, code.number(OUTPUTS_TOGETHER))
-    # If the last piece would not be full, it begins earlier, and some outputs are computed twice.
-    highest = build.sub(_RowsProduct(*arguments).outputs, code.number(OUTPUTS_TOGETHER))
-    first = build.select(build.icmp_signed("<", first, highest), first, highest)
-    write_outputs(code, first, arguments)
+    outputs = _RowsProduct(*arguments).outputs
+    write_outputs(code, first_output(code, piece, outputs, OUTPUTS_TOGETHER), arguments)
 
 
 def write_outputs(

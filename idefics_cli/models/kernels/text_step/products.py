@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from idefics_cli.models.kernels.bf16_12bit import products as compact
 from idefics_cli.models.kernels.bf16_12bit.layout import GROUP
+from idefics_cli.models.kernels.blocks import first_output
 from idefics_cli.models.kernels.byte_dots import has_dots
 from idefics_cli.models.kernels.int4 import kernel as int4
 from idefics_cli.models.kernels.int8 import dots
@@ -91,7 +92,7 @@ def _write_int8(code: Code, product: Product) -> None:
     outputs = field(code, product.linear, LinearField.OUTPUTS)
     with code.builder.if_else(takes_dots(code, width)) as (yes, no):
         with yes:
-            first = first_output(code, product.block, outputs)
+            first = first_output(code, product.block, outputs, LANES)
             arguments = (product.rows, width, outputs, product.numbers, weight, product.out)
             dots.write_outputs(code, first, arguments, scale=scale)
         with no:
@@ -105,18 +106,6 @@ def takes_dots(code: Code, width: ir.Value) -> ir.Value:
     return build.and_(is_whole, build.icmp_signed("<=", width, code.number(dots.MOST_WIDTH)))
 
 
-def first_output(code: Code, block: ir.Value, outputs: ir.Value) -> ir.Value:
-    """Return the number of the first output of *block*.
-
-    If the last block would not be full, it begins earlier. Two threads may then compute the same
-    outputs, so each stores its results only.
-    """
-    build = code.builder
-    first = build.mul(block, code.number(LANES))
-    last = build.sub(outputs, code.number(LANES))
-    return build.select(build.icmp_signed("<", first, last), first, last)
-
-
 def _write_rows(
     code: Code, product: Product, stored: rows_kernel.Stored, *, scale: ir.Value | None = None
 ) -> None:
@@ -124,7 +113,7 @@ def _write_rows(
     width = field(code, product.linear, LinearField.WIDTH)
     outputs = field(code, product.linear, LinearField.OUTPUTS)
     (weight, *_) = _weights(code, product, 1)
-    first = first_output(code, product.block, outputs)
+    first = first_output(code, product.block, outputs, LANES)
     arguments = (product.rows, width, outputs, product.activations, weight, product.out)
     stop = build.add(first, code.number(LANES))
     with code.loop(first, stop, rows_kernel.OUTPUTS_TOGETHER) as output:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from idefics_cli.models.kernels.blocks import first_output
 from idefics_cli.models.kernels.jit import Code
 from idefics_cli.models.kernels.text_step.attention import Attention
 from idefics_cli.models.kernels.text_step.functions import StepFunctions, StepKind
@@ -30,7 +31,6 @@ from idefics_cli.models.kernels.text_step.maths import exponential
 from idefics_cli.models.kernels.text_step.products import (
     LANES,
     field,
-    first_output,
 )
 from idefics_cli.models.kernels.text_step.rounding import Rounding
 
@@ -342,7 +342,7 @@ class StepWriter:
     def _each_row(self, block: ir.Value, outputs: ir.Value) -> Iterator[ir.Value]:
         """Repeat the code for each row, with the offset in bytes of its outputs of *block*."""
         code, build = self._code, self._code.builder
-        first = build.mul(first_output(code, block, outputs), code.number(4))
+        first = build.mul(first_output(code, block, outputs, LANES), code.number(4))
         with code.loop(code.number(0), self._given[StepField.ROWS]) as row:
             yield build.add(build.mul(build.mul(row, outputs), code.number(4)), first)
 
