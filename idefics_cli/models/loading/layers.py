@@ -27,7 +27,7 @@ _HEAD = "lm_head"
 _FILE = "layers.safetensors"
 # Version of the layout of quantized weights. Whoever changes the layout must raise it by 1, so that
 # files in an older layout are not read.
-_LAYOUT = 3
+_LAYOUT = 4
 
 
 class ChosenKernels:

@@ -52,7 +52,8 @@ METHODS: Mapping[Quantization, Method] = MappingProxyType(
 # Seconds to quantize 1e9 weights: to int4 with 1 or 2 threads of AMD Zen 5, where 8 bits take less,
 # and to nf4 on 4 cores.
 _SECONDS, _NF4_SECONDS = 2, 13
-# An int4 weight takes half a byte. A group of 32 weights also has two numbers of 16 bits; see
+# An int4 weight takes half a byte. A group of 32 weights also has two numbers, of 16 bits in the
+# layout of torch's kernel and of 8 bits in that of ours. The plan counts the larger; see
 # `kernels/int4`.
 _INT4_BYTES = 0.5 + 4 / 32
 

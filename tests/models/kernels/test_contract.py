@@ -225,10 +225,17 @@ def test_a_quantized_weight_is_off_by_little_more_than_half_a_step(
         room = (steps * 0.5).expand(-1, 192)
     else:
         groups = before.float().reshape(192, 6, 32)
-        steps = (groups.amax(2) - groups.amin(2)) / 15
-        # Steps and lowest values are rounded to 8 bits of precision, which moves the highest of 15
-        # steps most.
-        room = steps * (0.5 + 15 / 2**8) + groups.abs().amax(2) / 2**8
+        lowest, highest = groups.amin(2), groups.amax(2)
+        if name == "int4_compiled":
+            # 0 lies between the lowest number and the highest. Steps have 4 bits of fraction, which
+            # moves the ends of 15 steps most, and zeros are counted in sixteenths.
+            steps = (highest.clamp(min=0) - lowest.clamp(max=0)) / 15
+            room = steps * (0.5 + 15 / 2 / 2**5 + 1 / 32)
+        else:
+            # Steps and lowest values are rounded to 8 bits of precision, which moves the highest of
+            # 15 steps most.
+            steps = (highest - lowest) / 15
+            room = steps * (0.5 + 15 / 2**8) + groups.abs().amax(2) / 2**8
         room = room.repeat_interleave(32, 1)
     # torch's kernels round the product to bfloat16.
     rounded = got.abs() / 2**8 if name.endswith("torch") else got.abs() * 1e-6

@@ -23,11 +23,23 @@ def weights(outputs: int = 192, width: int = 96) -> Tensor:
 def test_what_is_packed_comes_out_again() -> None:
     generator = torch.Generator().manual_seed(1)
     numbers = torch.randint(0, 16, (48, 128), generator=generator, dtype=torch.uint8)
-    step, lowest = torch.randn(2, 48, 4, generator=generator).to(torch.bfloat16)
-    packed = int4_kernel.pack(numbers, step, lowest)
-    assert (packed.shape, packed.dtype) == ((3, 4, 320), torch.uint8)
-    groups = numbers.reshape(48, 4, 32) * step.float()[..., None] + lowest.float()[..., None]
+    codes, zeros = torch.randint(0, 256, (2, 48, 4), generator=generator, dtype=torch.uint8)
+    scale = torch.randn(48, generator=generator)
+    packed = int4_kernel.pack(numbers, codes, zeros, scale)
+    # 4.5 bits for a weight, and a scale for each output.
+    assert (packed.shape, packed.dtype) == ((3, 16 * 128 * 9 // 16 + 64), torch.uint8)
+    groups = numbers.reshape(48, 4, 32) - zeros.float()[..., None] / 16
+    groups = groups * (int4_kernel.steps_of(codes) * scale[:, None])[..., None]
     assert torch.equal(int4_kernel.unpack(packed), groups.reshape(48, 128))
+
+
+def test_a_step_is_rounded_to_the_nearest_of_256() -> None:
+    steps = int4_kernel.steps_of(torch.arange(256).to(torch.uint8))
+    assert (float(steps[0]), float(steps[-1])) == (2**-15, int4_kernel.LARGEST_STEP)
+    assert torch.equal(int4_kernel.step_codes(steps), torch.arange(256).to(torch.uint8))
+    between = torch.cat([steps[:-1] * 0.51 + steps[1:] * 0.49, steps[1:], torch.zeros(1)])
+    nearest = int4_kernel.steps_of(int4_kernel.step_codes(between))
+    assert torch.equal(nearest, torch.cat([steps[:-1], steps[1:], steps[:1]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -71,8 +83,8 @@ def test_products_are_those_of_the_rounded_numbers(
 
 def test_the_largest_numbers_do_not_overflow(width_of_registers: int) -> None:
     numbers = torch.full((16, 64), 15, dtype=torch.uint8)
-    ones, nothing = torch.ones(16, 2).bfloat16(), torch.zeros(16, 2).bfloat16()
-    packed = int4_kernel.pack(numbers, ones, nothing)
+    ones, nothing = int4_kernel.step_codes(torch.ones(16, 2)), torch.zeros(16, 2).byte()
+    packed = int4_kernel.pack(numbers, ones, nothing, torch.ones(16))
     rows = torch.tensor([[127.0], [-127.0]]).expand(2, 64)
     expected = torch.tensor([[64 * 15 * 127.0], [-64 * 15 * 127.0]]).expand(2, 16)
     assert torch.equal(int4_kernel.product(rows, packed), expected)
@@ -83,6 +95,41 @@ def test_weights_are_rounded_to_what_torchs_kernel_gets() -> None:
     theirs = dequantize(*linear.quantize(weight, 64)).t()
     ours = int4_kernel.unpack(quantize(weight))
     assert relative_error(ours, weight) < 1.02 * relative_error(theirs, weight)
+
+
+def test_weights_of_any_size_are_rounded_as_well() -> None:
+    weight = weights(64, 256)
+    for factor in (1e-30, 1e-6, 1e6, 1e30):
+        again = int4_kernel.unpack(quantize(weight * factor))
+        assert relative_error(again / factor, weight) < 0.08
+
+
+def test_a_group_beside_far_larger_ones_keeps_its_weights() -> None:
+    weight = weights(16, 256)
+    weight[:, 32:64] *= 10_000
+    again = int4_kernel.unpack(quantize(weight))
+    for group in (slice(0, 32), slice(32, 64), slice(64, 256)):
+        assert relative_error(again[:, group], weight[:, group]) < 0.1
+
+
+def test_weights_of_one_sign_and_zeros_are_rounded() -> None:
+    weight = weights(16, 128).abs()
+    weight[:, 32:64] *= -1
+    weight[:, 64:96] = 0
+    weight[3] = 0
+    again = int4_kernel.unpack(quantize(weight))
+    assert relative_error(again, weight) < 0.08
+    assert not again[:, 64:96].any()
+    assert not again[3].any()
+
+
+@pytest.mark.parametrize("damage", [float("nan"), float("inf")])
+def test_a_damaged_weight_damages_its_output_only(damage: float) -> None:
+    weight = weights(32, 64)
+    weight[5, 7] = damage
+    product = int4_kernel.product(weights(3, 64), quantize(weight))
+    assert not product[:, 5].isfinite().any()
+    assert product[:, 6:].isfinite().all()
 
 
 def test_a_kernel_that_refuses_or_lies_fails_its_self_test(

@@ -28,6 +28,7 @@ from idefics_cli.models.kernels.text_step.program import write_module
 from idefics_cli.models.kernels.text_step.step import TextModel, TextStep
 from idefics_cli.models.loading import text_step
 from idefics_cli.models.loading.loader import Loaded, load
+from tests.support import machines
 from tests.support.kernels import needs_compiler, relative_error, spec_of
 
 pytestmark = needs_compiler
@@ -310,15 +311,31 @@ def test_layers_without_code_are_left_to_torch_with_a_warning(
     checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = replace(
-        spec_of(checkpoint("idefics2"), dtype="bfloat16"),
-        kernels=KernelChoice(text=("bf16_packed",), step=("text_step",)),
+        spec_of(checkpoint("idefics2"), dtype="float32"),
+        quantization="8bit",
+        kernels=KernelChoice(text=("int8_torch",), head=("int8_torch",), step=("text_step",)),
     )
     with caplog.at_level(logging.WARNING):
         assert load(spec).text_step is None
     assert caplog.messages == [
-        "the kernel `text_step` does not fit: no code for the layer `PackedLinear`; torch "
+        "the kernel `text_step` does not fit: no code for the layer `TorchInt8Linear`; torch "
         "replaces it"
     ]
+
+
+def test_bfloat16_weights_without_a_layout_of_their_own_have_code(
+    checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = replace(
+        spec_of(checkpoint("idefics2"), dtype="bfloat16"),
+        kernels=KernelChoice(text=("bf16_widened",), step=("text_step",)),
+    )
+    old_processor = machines.cpu(
+        24, "avx2", "fma", versions={**machines.VERSIONS, "llvmlite": "0.50.0"}
+    )
+    with caplog.at_level(logging.WARNING):
+        assert load(spec, machine=old_processor).text_step is not None
+    assert caplog.messages == []
 
 
 def test_a_text_model_of_another_structure_has_no_step(checkpoint: Callable[[str], Path]) -> None:

@@ -26,17 +26,26 @@ from idefics_cli.models.kernels.jit import Code, LazyKernel
 if TYPE_CHECKING:
     from llvmlite import ir
 
-# This many weights along the width share a step and a lowest value. Smaller groups would be more
-# exact, but take more memory.
+# This many weights along the width share a step and a zero. Smaller groups would be more exact, but
+# take more memory.
 GROUP = 32
 # The weights of this many outputs are stored side by side: a register of 64 bytes holds 16 sums of
 # 32 bits, one for each output.
 LANES = 16
-# Layout of one group of 16 outputs: 4 bits for each weight, then the steps, then the lowest values,
-# both in bfloat16.
+# Layout of a block of 16 outputs: the scale of each output in float32, then the groups. A group has
+# 4 bits for each weight, then 8 bits for each output's step, then 8 bits for each output's zero.
+# That makes 4.5 bits for a weight.
+_HEAD_BYTES = 4 * LANES
 _WEIGHT_BYTES = LANES * GROUP // 2
-_STEPS_AT, _LOWEST_AT = _WEIGHT_BYTES, _WEIGHT_BYTES + 2 * LANES
-GROUP_BYTES = _WEIGHT_BYTES + 4 * LANES
+_STEPS_AT, _ZEROS_AT = _WEIGHT_BYTES, _WEIGHT_BYTES + LANES
+_GROUP_BYTES = _WEIGHT_BYTES + 2 * LANES
+# A step is a float with 4 bits of exponent and 4 of fraction, from 2 ** -15 to `LARGEST_STEP`,
+# because some groups of an output have weights that are far larger than those of others.
+LARGEST_STEP = 1.9375
+_FRACTION_BITS = 23 - 4
+_EXPONENT_OF_0 = 127 - 15
+# The zero, the number that stands for a weight of 0, is counted in parts of a step.
+ZERO_PARTS = 16
 # The kernel needs two float32 values for each group of a row: the scale of the row's numbers, and
 # the sum of its values, which it multiplies by the lowest value of the weights.
 _SCALE_BYTES = 8
@@ -52,35 +61,57 @@ _PAIRS = {64: "llvm.x86.avx512.pmaddubs.w.512", 32: "llvm.x86.avx2.pmadd.ub.sw"}
 _ADJACENT = {64: "llvm.x86.avx512.pmaddw.d.512", 32: "llvm.x86.avx2.pmadd.wd"}
 
 
-def pack(numbers: Tensor, step: Tensor, lowest: Tensor) -> Tensor:
+def bytes_of_block(width: int) -> int:
+    """Return how many bytes 16 outputs of *width* weights take."""
+    return _HEAD_BYTES + width // GROUP * _GROUP_BYTES
+
+
+def step_codes(steps: Tensor) -> Tensor:
+    """Return *steps*, float32 from 0 to `LARGEST_STEP`, rounded to the nearest codes, uint8."""
+    nearest = (steps.view(torch.int32) + (1 << _FRACTION_BITS - 1)) >> _FRACTION_BITS
+    return (nearest - (_EXPONENT_OF_0 << 4)).clamp_(0, 255).to(torch.uint8)
+
+
+def steps_of(codes: Tensor) -> Tensor:
+    """Return the steps, float32, that *codes* from `step_codes` stand for."""
+    return (codes.int() + (_EXPONENT_OF_0 << 4) << _FRACTION_BITS).view(torch.float32)
+
+
+def pack(numbers: Tensor, codes: Tensor, zeros: Tensor, scale: Tensor) -> Tensor:
     """Return weights as `product` reads them.
 
     Args:
         numbers: (out, in) uint8 from 0 to 15; *out* a multiple of 16, *in* of 32.
-        step: (out, in / 32) bfloat16.
-        lowest: As *step*; a weight is its number times the step, plus the lowest value.
+        codes: (out, in / 32) uint8, the steps, from `step_codes`.
+        zeros: (out, in / 32) uint8, in sixteenths of a step.
+        scale: (out,) float32. A weight is (number - zero / 16) * step * scale.
 
     Returns:
-        (out / 16, in / 32, 320) uint8. Four consecutive numbers of each of 16 outputs are in the
-        lower halves of 64 bytes, the next four in the upper halves of the same bytes.
+        (out / 16, `bytes_of_block`) uint8. Of a group, four consecutive numbers of each of 16
+        outputs are in the lower halves of 64 bytes, the next four in the upper halves of the same
+        bytes.
     """
     outputs, width = numbers.shape
     shape = (outputs // LANES, LANES, width // GROUP)
     halves = numbers.reshape(*shape, 4, 2, 4).permute(0, 2, 3, 1, 5, 4)
     weights = (halves[..., 0] | halves[..., 1] << 4).reshape(shape[0], shape[2], _WEIGHT_BYTES)
-    scales = torch.stack((step, lowest)).reshape(2, *shape).permute(1, 3, 0, 2)
-    as_bytes = scales.contiguous().view(torch.uint8).reshape(shape[0], shape[2], 4 * LANES)
-    return torch.cat((weights, as_bytes), 2)
+    others = torch.stack((codes, zeros)).reshape(2, *shape).permute(1, 3, 0, 2).flatten(2)
+    head = scale.float().contiguous().view(torch.uint8).reshape(shape[0], _HEAD_BYTES)
+    return torch.cat((head, torch.cat((weights, others), 2).flatten(1)), 1)
 
 
 def unpack(packed: Tensor) -> Tensor:
     """Return the weights (out, in) float32 that `pack` made *packed* from."""
-    blocks, groups, _ = packed.shape
-    weights = packed[..., :_WEIGHT_BYTES].reshape(blocks, groups, 4, LANES, 4)
+    blocks = len(packed)
+    scale = packed[:, :_HEAD_BYTES].contiguous().view(torch.float32)
+    body = packed[:, _HEAD_BYTES:].reshape(blocks, -1, _GROUP_BYTES)
+    groups = body.shape[1]
+    weights = body[..., :_WEIGHT_BYTES].reshape(blocks, groups, 4, LANES, 4)
     numbers = torch.stack((weights & 15, weights >> 4), 3).permute(0, 4, 1, 2, 3, 5)
-    scales = packed[..., _WEIGHT_BYTES:].contiguous().view(torch.bfloat16).float()
-    step, lowest = scales.reshape(blocks, groups, 2, LANES).permute(2, 0, 3, 1)[..., None]
-    wide: Tensor = numbers.reshape(blocks, LANES, groups, GROUP) * step + lowest
+    others = body[..., _WEIGHT_BYTES:].reshape(blocks, groups, 2, LANES).permute(2, 0, 3, 1)
+    codes, zeros = others[..., None]
+    steps = numbers.reshape(blocks, LANES, groups, GROUP) - zeros.float() / ZERO_PARTS
+    wide: Tensor = steps * (steps_of(codes) * scale[:, :, None, None])
     return wide.reshape(blocks * LANES, groups * GROUP)
 
 
@@ -105,7 +136,7 @@ def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 def product(rows: Tensor, packed: Tensor) -> Tensor:
     """Return (N, out) float32, the products of *rows* (N, in) with weights from `pack`."""
     numbers, scales = round_rows(rows)
-    blocks, groups, _ = packed.shape
+    blocks, groups = len(packed), rows.shape[1] // GROUP
     out = torch.empty(len(rows), blocks * LANES)
     # The kernel gets addresses and not slices of tensors, because slicing takes as long as a small
     # product.
@@ -132,9 +163,9 @@ def passes_self_test() -> bool:
 def _computes_an_example() -> bool:
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randint(0, 16, (48, 96), generator=generator, dtype=torch.uint8)
-    step, lowest = torch.rand(2, 48, 3, generator=generator).to(torch.bfloat16)
+    codes, zeros = torch.randint(0, 256, (2, 48, 3), generator=generator, dtype=torch.uint8)
     rows = torch.randn(11, 96, generator=generator)
-    packed = pack(numbers, step, lowest)
+    packed = pack(numbers, codes, zeros, torch.rand(48, generator=generator))
     given = product(rows, packed)
     exact = functional.linear(rows, unpack(packed))
     return bool((given - exact).norm() < 0.02 * exact.norm())
@@ -179,8 +210,11 @@ class _Int4Product:
         build = code.builder
         self.rows = rows
         self._code, self._groups = code, groups
-        size = build.mul(groups, code.number(GROUP_BYTES))
-        self._weights = code.pointer(build.add(packed, build.mul(block, size)))
+        size = build.mul(groups, code.number(_GROUP_BYTES))
+        size = build.add(size, code.number(_HEAD_BYTES))
+        head = build.add(packed, build.mul(block, size))
+        self._scale = code.pointer(head)
+        self._weights = code.pointer(build.add(head, code.number(_HEAD_BYTES)))
         self._numbers, self._scales = code.pointer(numbers), code.pointer(scales)
         self._out = code.pointer(build.add(out, build.mul(block, code.number(4 * LANES))))
         self._out_bytes = build.mul(outputs, code.number(4))
@@ -193,26 +227,25 @@ class _Int4Product:
         zeros = code.same(code.f32, self._lanes, 0.0)
         sums = [code.variable(zeros) for _ in rows]
         with code.loop(code.number(0), self._groups) as group:
-            weights = build.mul(group, code.number(GROUP_BYTES))
+            weights = build.mul(group, code.number(_GROUP_BYTES))
             positions = [build.add(build.mul(each, self._groups), group) for each in rows]
-            for line in range(0, GROUP_BYTES, 64):
+            for line in range(0, _GROUP_BYTES, 64):
                 code.prefetch(
                     self._weights, build.add(weights, code.number(_PREFETCH_BYTES + line))
                 )
             dots = self._dots(weights, positions, part)
-            step, lowest = (
-                self._bfloat16(weights, start, part) for start in (_STEPS_AT, _LOWEST_AT)
-            )
+            step, lowest = self._step_and_lowest(weights, part)
             for position, dot, total in zip(positions, dots, sums, strict=True):
                 offset = build.mul(position, code.number(_SCALE_BYTES))
                 scale = code.spread(code.load(self._scales, offset, code.f32), self._lanes)
                 whole = code.load(self._scales, build.add(offset, code.number(4)), code.f32)
                 now = code.fused(build.fmul(dot, scale), step, total.get())
                 total.set(code.fused(code.spread(whole, self._lanes), lowest, now))
+        scales = code.load(self._scale, 4 * self._lanes * part, zeros.type)
         for each, total in zip(rows, sums, strict=True):
             offset = build.mul(each, self._out_bytes)
             offset = build.add(offset, code.number(4 * self._lanes * part))
-            code.store(total.get(), self._out, offset)
+            code.store(build.fmul(total.get(), scales), self._out, offset)
 
     def _dots(self, weights: ir.Value, positions: Sequence[ir.Value], part: int) -> list[ir.Value]:
         """Return for each row the dot products of one group with its weights, as float32."""
@@ -249,12 +282,26 @@ class _Int4Product:
         found = code.call(_PAIRS[size], pairs, numbers, build.bitcast(four, as_bytes))
         return found if so_far is None else build.add(so_far, found)
 
-    def _bfloat16(self, weights: ir.Value, start: int, part: int) -> ir.Value:
-        code = self._code
-        offset = code.builder.add(weights, code.number(start + 2 * self._lanes * part))
-        return code.from_bfloat16(
-            code.load(self._weights, offset, code.vector(code.i16, self._lanes))
+    def _step_and_lowest(self, weights: ir.Value, part: int) -> tuple[ir.Value, ir.Value]:
+        """Return the steps of one group, and the values that its number 0 stands for."""
+        code, build, f32 = (
+            self._code,
+            self._code.builder,
+            self._code.vector(self._code.f32, self._lanes),
         )
+        steps, zeros = (self._bytes(weights, start, part) for start in (_STEPS_AT, _ZEROS_AT))
+        bits = build.shl(steps, code.same(code.i32, self._lanes, _FRACTION_BITS))
+        exponent = code.same(code.i32, self._lanes, _EXPONENT_OF_0 << 23)
+        step = build.bitcast(build.add(bits, exponent), f32)
+        part_of_step = code.same(code.f32, self._lanes, -1 / ZERO_PARTS)
+        lowest = build.fmul(build.fmul(build.uitofp(zeros, f32), part_of_step), step)
+        return step, lowest
+
+    def _bytes(self, weights: ir.Value, start: int, part: int) -> ir.Value:
+        code = self._code
+        offset = code.builder.add(weights, code.number(start + self._lanes * part))
+        loaded = code.load(self._weights, offset, code.vector(code.i8, self._lanes))
+        return code.builder.zext(loaded, code.vector(code.i32, self._lanes))
 
 
 def write_rounding(

@@ -41,6 +41,7 @@ from idefics_cli.models.kernels.text_step.layout import (
 )
 from idefics_cli.models.kernels.text_step.products import LANES
 from idefics_cli.models.kernels.text_step.program import write_module
+from idefics_cli.models.kernels.widened import WidenedLinear
 
 _NAME = "text_step"
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -347,7 +348,7 @@ def _format(linear: nn.Module) -> Format:
         return Format.BFLOAT16_12BIT
     if type(linear) is nn.Linear and linear.weight.dtype == torch.float32:
         return Format.FLOAT32
-    if type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16:
+    if type(linear) in (nn.Linear, WidenedLinear) and linear.weight.dtype == torch.bfloat16:
         return Format.BFLOAT16
     return Format.NOTHING
 
