@@ -33,9 +33,9 @@ _OTHER_SUFFIXES = (
 _MOST_PICTURES = 100
 _WORDS_OF_A_NAME = 8
 _LEADING = re.compile(r"[(\[{<\"'\u201c\u2018\u201e\u00ab\u300c\u300e\uff08\u3010]+")
-_TRAILING = re.compile(
-    r"(?:'s|\u2019s)?[?!.,;:)\]}>\"'\u2019\u201d\u00bb\u2026\u3002\uff0c\u3001\uff1f\uff01\uff1a"
-    r"\uff1b\uff09\u300d\u300f\u3011]*$"
+_TRAILING = (
+    "?!.,;:)]}>\"'\u2019\u201d\u00bb\u2026\u3002\uff0c\u3001\uff1f\uff01\uff1a\uff1b\uff09\u300d\u300f"
+    "\u3011"
 )
 # In Chinese and Japanese, text may follow the name of a picture without a space. This pattern finds
 # the suffix before such text.
@@ -176,13 +176,18 @@ def _readings(word: Word) -> Iterator[tuple[str, str]]:
         yield whole, ""
         return
     value = whole if word.quoted else _without_lead(whole)
-    match = _TRAILING.search(value)
-    cut = match.start() if match else len(value)
+    cut = _end_without_trail(value)
     if (inside := _SUFFIX_IN_TEXT.search(value)) and not _is_file(_path(value[:cut])):
         yield value[: inside.end()], value[inside.end() :]
     if cut < len(value):
         yield value[:cut], value[cut:]
     yield value, ""
+
+
+def _end_without_trail(value: str) -> int:
+    """Return where the punctuation at the end of *value* begins, with an `'s` before it."""
+    end = len(value.rstrip(_TRAILING))
+    return end - 2 if value[:end].endswith(("'s", "\u2019s")) else end
 
 
 def _without_lead(value: str) -> str:
