@@ -110,7 +110,7 @@ def upright_rgb(
     """Return a loaded image of any mode as a new RGB image, upright and without metadata.
 
     Args:
-        image: The image.
+        image: The image. The new image may share its pixels, so neither may be changed later.
         facts: How to read the pixels of the image.
         factor: The image is reduced by this factor; each pixel is the mean of a square.
         background: The colour below transparent pixels.
@@ -144,7 +144,12 @@ def _rgb(image: Image.Image, facts: PixelFacts, background: Colour) -> Image.Ima
     if facts.may_be_blended:
         return from_white(image, background)
     has_alpha = facts.has_alpha and image.has_transparency_data
-    return _over(image, background) if has_alpha else image.convert("RGB")
+    if has_alpha:
+        return _over(image, background)
+    # `convert` would copy an RGB image. For a picture of 0.6 million pixels, that takes a sixth of
+    # the time of decoding it.
+    is_plain = image.mode == "RGB" and not image.readonly
+    return image._new(image.im) if is_plain else image.convert("RGB")
 
 
 def _tone_mapped(image: Image.Image, facts: PixelFacts) -> Image.Image:

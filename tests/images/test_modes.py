@@ -363,3 +363,13 @@ def test_an_opaque_picture_is_untouched_by_the_white_below_it() -> None:
     image = noise()
 
     assert difference(opened(encoded(image.convert("RGBA"), "PNG")), image) == 0
+
+
+def test_an_rgb_picture_is_the_same_without_its_metadata() -> None:
+    picture = Image.effect_noise((40, 30), 90).convert("RGB")
+    picture.info["comment"] = "of the camera"
+    upright = upright_rgb(picture)
+    assert upright is not picture
+    assert (upright.mode, upright.size, upright.info) == ("RGB", (40, 30), {})
+    assert upright.tobytes() == picture.convert("RGB").tobytes()
+    assert picture.info == {"comment": "of the camera"}
