@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import h11
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from idefics_cli.server.errors import ApiError
@@ -37,12 +39,15 @@ class GuardedConnection(H11Protocol):
     # Any: uvicorn's arguments.
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        # uvicorn gives the app to the task of each request.
+        self._app, self.app = self.app, self._run_app
         self._head_timer: asyncio.TimerHandle | None = None
         self._dropped_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         """Begin the deadline of the first head."""
-        super().connection_made(transport)
+        self._writes = JoinedWrites(transport, joins=self._is_answering)
+        super().connection_made(self._writes)  # type: ignore[arg-type]  # what uvicorn uses of it
         if len(self.connections) > self.limits.most:
             self._refuse(
                 ApiError(503, "too many connections", code="server_is_overloaded"),
@@ -74,6 +79,7 @@ class GuardedConnection(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Begin the deadline of a head that came in part with the last request."""
+        self._writes.flush()
         super().on_response_complete()
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             self._start_timer()
@@ -82,6 +88,17 @@ class GuardedConnection(H11Protocol):
         """Answer bytes that are no HTTP; *msg* is not used."""
         self._stop_timer()
         self._refuse(ApiError(400, "this is not a valid HTTP request"), b"Bad Request")
+
+    async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_whole(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.body":
+                self._writes.flush()
+
+        await self._app(scope, receive, send_whole)
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and self.cycle.response_started
 
     def _refuse(self, error: ApiError, reason: bytes, headers: bytes = b"") -> None:
         """Answer *error* and close the connection."""
@@ -123,6 +140,43 @@ class GuardedConnection(H11Protocol):
             self._refuse(error, b"Request Timeout")
         else:
             self.transport.close()
+
+
+class JoinedWrites:
+    """A transport that joins what belongs together: the head of an answer and its first bytes.
+
+    Each write costs a system call, after which this thread waits until the inference thread lets
+    it run again.
+
+    Args:
+        transport: Writes, and does all else that a transport does.
+        joins: Whether bytes are kept until `flush`, or until the transport is closed.
+    """
+
+    def __init__(self, transport: asyncio.Transport, *, joins: Callable[[], bool]) -> None:
+        self._transport = transport
+        self._joins = joins
+        self._kept: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Write *data* after what is kept, or keep it, too."""
+        self._kept.append(data)
+        if not self._joins():
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is kept."""
+        if self._kept:
+            data, self._kept = b"".join(self._kept), []
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Write what is kept, and close the transport."""
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 def connection_class(limits: ConnectionLimits) -> type[GuardedConnection]:

@@ -16,14 +16,9 @@ class SlowReaderError(Exception):
 
 
 class Generation:
-    """The replies to one request. `submit` may run in any thread; the rest on the event loop.
+    """The replies to one request. `submit` may run in any thread; the rest on the event loop."""
 
-    Args:
-        options: How to answer.
-    """
-
-    def __init__(self, options: RequestOptions) -> None:
-        self._options = options
+    def __init__(self) -> None:
         self._events = EventQueue()
         self._lock = Lock()
         self._handles: list[Handle] = []
@@ -38,13 +33,13 @@ class Generation:
             handles = list(self._handles)
         return all(handle.place is not None for handle in handles)
 
-    def submit(self, engine: Engine, prepared: Prepared) -> None:
-        """Submit one request for each reply.
+    def submit(self, engine: Engine, prepared: Prepared, options: RequestOptions) -> None:
+        """Submit one request for each reply that *options* ask for.
 
         Raises:
             IdeficsError: As `Engine.submit`.
         """
-        request, options = prepared.request, self._options
+        request = prepared.request
         constraint = request.constraint
         streams = options.streams and not (constraint and constraint.kind == "choice")
         for index in range(options.replies):
@@ -87,14 +82,14 @@ class Generation:
             raise SlowReaderError
         return events
 
-    async def outcomes(self) -> list[Completion]:
-        """Wait for all replies, and return them in order.
+    async def outcomes(self, count: int) -> list[Completion]:
+        """Wait for all *count* replies, and return them in order.
 
         Raises:
             Exception: If a reply failed.
         """
         found: dict[int, Completion] = {}
-        while len(found) < self._options.replies:
+        while len(found) < count:
             for index, event in await self.next_events():
                 if isinstance(event, Exception):
                     raise event

@@ -103,33 +103,34 @@ class _Answer:
         self._send = send
         self._is_chat = is_chat
         self._is_ended = False
+        self._submitted = 0.0
 
     async def give(self, body: bytes) -> None:
         """Read *body*, and send the whole answer."""
-        service, exchange = self._service, self._exchange
-        loop = asyncio.get_running_loop()
-        read = await loop.run_in_executor(service.pool, self._read, body)
-        del body
-        exchange.model = name = self._checked_name(read)
-        exchange.pictures = len(read.params)
-        exchange.unknown = read.options.unknown
-        generation = self._call.generation = Generation(read.options)
+        service = self._service
+        loop, pool = asyncio.get_running_loop(), service.pool
+        generation = self._call.generation = Generation()
         try:
-            async with service.engine.use() as engine:
-                submitted = time.perf_counter()
-                await loop.run_in_executor(service.pool, self._submit, engine, read, generation)
+            with service.engine.held() as loaded:
+                # The job that reads also submits, if it can: to hand over to another thread and
+                # back takes longer than to read a small body.
+                read = await loop.run_in_executor(pool, self._read, body, loaded, generation)
+                del body
+                if loaded is None:
+                    loaded = await service.engine.load_again()
+                    await loop.run_in_executor(pool, self._submit, loaded, read, generation)
                 shape = ReplyShape(
                     is_chat=self._is_chat,
                     created=int(time.time()),
-                    model=name,
-                    fingerprint=fingerprint(service.options.spec, engine.revision),
+                    model=self._exchange.model,
+                    fingerprint=fingerprint(service.options.spec, loaded.revision),
                     includes_usage=read.options.includes_usage,
                     tells_logprobs=read.options.tells_logprobs,
                     identity=ReplyShape.new_identity(is_chat=self._is_chat),
                 )
                 send_reply = self._stream if read.options.streams else self._send_whole
                 outcomes = await send_reply(shape, generation, read)
-            self._note(outcomes, submitted)
+            self._note(outcomes)
         finally:
             generation.cancel()
 
@@ -148,14 +149,23 @@ class _Answer:
         if is_ours:
             raise error
 
-    def _read(self, body: bytes) -> ApiRequest:
-        """Return what *body* asks for; it may have megabytes, so this runs beside the loop."""
+    def _read(self, body: bytes, engine: Engine | None, generation: Generation) -> ApiRequest:
+        """Return what *body* asks for, and submit it if the model is loaded.
+
+        A body may have megabytes, so this runs in a thread of the pool.
+        """
         try:
             value = decode_object(body)
         except PromptError as error:
             raise ApiError(400, f"the body: {error}", code="invalid_json") from None
-        reader = self._service.reader
-        return reader.read_chat(value) if self._is_chat else reader.read_completion(value)
+        reader, exchange = self._service.reader, self._exchange
+        read = reader.read_chat(value) if self._is_chat else reader.read_completion(value)
+        exchange.model = self._checked_name(read)
+        exchange.pictures = len(read.params)
+        exchange.unknown = read.options.unknown
+        if engine is not None:
+            self._submit(engine, read, generation)
+        return read
 
     def _checked_name(self, read: ApiRequest) -> str:
         options = self._service.options
@@ -172,16 +182,17 @@ class _Answer:
 
     def _submit(self, engine: Engine, read: ApiRequest, generation: Generation) -> None:
         """Prepare the pictures, and submit the request; in a thread of the pool."""
+        self._submitted = time.perf_counter()
         if generation.is_cancelled:
             return
         prepared = self._service.pictures.prepare(engine, read.generation, read.params)
         if not generation.is_cancelled:
-            generation.submit(engine, prepared)
+            generation.submit(engine, prepared, read.options)
 
     async def _send_whole(
         self, shape: ReplyShape, generation: Generation, read: ApiRequest
     ) -> list[Completion]:
-        outcomes = await generation.outcomes()
+        outcomes = await generation.outcomes(read.options.replies)
         check_ended(outcomes)
         await send_json(self._send, 200, shape.whole(outcomes), _headers(read))
         return outcomes
@@ -202,8 +213,8 @@ class _Answer:
                 await self._begin(read)
             if stream.has_text and exchange.first_seconds is None:
                 exchange.first_seconds = exchange.seconds
-            # The end goes out together with the last text: each write costs a system call, after
-            # which this thread waits until the inference thread lets it run again.
+            # The end goes out together with the last text: each write costs a system call, as
+            # `JoinedWrites` tells.
             written += stream.end() if stream.is_ended else b""
             await self._write(written, ends=stream.is_ended)
             if stream.error is not None:
@@ -224,13 +235,13 @@ class _Answer:
         if data or ends:
             await self._send({"type": "http.response.body", "body": data, "more_body": not ends})
 
-    def _note(self, outcomes: list[Completion], submitted: float) -> None:
+    def _note(self, outcomes: list[Completion]) -> None:
         exchange, metrics = self._exchange, self._service.metrics
         first = outcomes[0]
         exchange.prompt_tokens = first.prompt_tokens
         exchange.cached_tokens = first.reused_tokens
         exchange.new_tokens = sum(outcome.new_tokens for outcome in outcomes)
-        seconds = time.perf_counter() - submitted
+        seconds = time.perf_counter() - self._submitted
         busy = first.prefill_seconds + first.decode_seconds
         metrics.queue_seconds.observe(max(0.0, seconds - busy))
         if first.new_tokens > 1:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import asynccontextmanager
+from contextlib import contextmanager
 from typing import Literal
 
 from idefics_cli.core.errors import IdeficsError
@@ -68,20 +68,33 @@ class WarmEngine:
         # A client that leaves does not end the loading, for which others may wait.
         return await asyncio.shield(self._loading)
 
-    @asynccontextmanager
-    async def use(self) -> AsyncIterator[Engine]:
-        """Yield the engine, which stays loaded inside the `with` block.
+    @contextmanager
+    def held(self) -> Iterator[Engine | None]:
+        """Yield the engine if it is loaded, else None. It is not unloaded inside the `with` block.
 
-        Raises:
-            ApiError: If the model cannot be loaded now.
+        `load_again` loads it.
         """
         self._users += 1
         self._stop_timer()
         try:
-            yield await self._load_again()
+            yield self._engine
         finally:
             self._users -= 1
             self._start_timer()
+
+    async def load_again(self) -> Engine:
+        """Return the loaded engine, as `load`, but do not try again soon after a failure.
+
+        Raises:
+            ApiError: If the model cannot be loaded now.
+        """
+        now = asyncio.get_running_loop().time()
+        if self.state == "failed" and now - self._failed_at < _RETRY_SECONDS:
+            raise _not_loaded()
+        try:
+            return await self.load()
+        except IdeficsError as error:
+            raise _not_loaded() from error
 
     async def close(self) -> None:
         """Unload the engine, for the end of the server."""
@@ -92,15 +105,6 @@ class WarmEngine:
         self._unload()
         if self._closing is not None:
             await self._closing
-
-    async def _load_again(self) -> Engine:
-        now = asyncio.get_running_loop().time()
-        if self.state == "failed" and now - self._failed_at < _RETRY_SECONDS:
-            raise _not_loaded()
-        try:
-            return await self.load()
-        except IdeficsError as error:
-            raise _not_loaded() from error
 
     async def _load(self) -> Engine:
         if self._closing is not None:  # the memory must be free first
