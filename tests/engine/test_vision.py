@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling
+from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling, TokenChunk
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.local.tuning import Tuning
 from idefics_cli.engine.local.vision.encoding import PictureEncoder
 from idefics_cli.engine.local.vision.tiles import ForwardCost
-from idefics_cli.engine.protocol import Prepared
+from idefics_cli.engine.protocol import Outcome, Prepared
 from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.idefics1 import Idefics1
 from idefics_cli.models.families.idefics2 import Idefics2, TemplateFamily
@@ -30,6 +30,7 @@ from idefics_cli.models.families.protocols import Model
 from idefics_cli.models.kernels import attention as cpu_attention
 from idefics_cli.models.loading.loader import Loaded
 from tests.support import tiny
+from tests.support.asked import Asked
 from tests.support.prompts import as_attachment, open_engine, picture, reopen
 
 Sizes = Sequence[tuple[int, int]] | None
@@ -129,6 +130,31 @@ def test_tiles_of_a_small_model_run_together_whatever_their_size(
     sizes = [size for i in (0, 2) for size in engine.preprocess(picture(i)).tile_sizes]
     assert len(set(sizes)) > 2
     assert (count, height, width) == (len(sizes), *map(max, zip(*sizes, strict=True)))
+
+
+@pytest.mark.parametrize(("overhead", "counts"), [(5e7, [4, 2]), (0, [1] * 6)])
+def test_small_pictures_of_waiting_requests_are_encoded_with_the_next_one(
+    overhead: float, counts: list[int], engine_of: EngineOf, batches: list[tuple[int, int, int]]
+) -> None:
+    tuning = Tuning(vision_cost=ForwardCost(overhead))
+    has_begun, may_go_on = threading.Event(), threading.Event()
+
+    def listen(event: TokenChunk | Outcome) -> None:
+        has_begun.set()
+        may_go_on.wait(60)
+
+    with reopen(engine_of("idefics2"), partial(Inference, tuning=tuning)) as engine:
+        engine.submit(asked(engine), listen, streams=True)
+        assert has_begun.wait(60)
+        # The inference thread stands still in the listener, so all of these wait.
+        waiting = [Asked(engine, asked(engine, picture(i))) for i in range(6)]
+        may_go_on.set()
+        together = [each.completion().token_ids for each in waiting]
+        assert [count for count, _, _ in batches] == counts
+        for number, tokens in enumerate(together):
+            engine.inference.drop_caches()
+            (alone,) = engine.complete([asked(engine, picture(number))])
+            assert alone.token_ids == tokens
 
 
 @pytest.mark.parametrize("kind", ["idefics2", "idefics2-split"])

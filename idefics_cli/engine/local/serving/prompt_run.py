@@ -26,6 +26,11 @@ from idefics_cli.models.families.internals import exceeds_window
 from idefics_cli.models.families.kv_cache import growing_cache
 from idefics_cli.models.families.picture import PictureTensors
 
+# Maximum number of waiting requests whose pictures are encoded with those of the next one. With the
+# built-in model, a forward of four pictures takes twice the time of one; more pictures would gain
+# little, and the next request waits for all of them.
+_TOGETHER = 3
+
 
 class PromptRun:
     """Computes the prompts of a group in pieces; between them, other replies get tokens.
@@ -182,17 +187,23 @@ class PromptRun:
         loaded = inference.loaded
         pictures = [each.picture for request in self.requests for each in request.pictures]
         inference.look_ahead.finish(pictures)
+        # A single request runs alone, because it may reuse a prefix. But its pictures need not.
+        lane = self.requests[0].lane
+        waiting = lane.schedule.waiting[:_TOGETHER] if self._uses_prefix else ()
         found = yield from inference.look_ahead.encode_pieces(
-            [each for request in self.requests for each in request.pictures]
+            [each for request in self.requests for each in request.pictures],
+            [each for request in waiting for each in request.pictures],
         )
         # The features of a request that was put back are in RAM, and must return to the device.
         features = {digest: each.to(loaded.model.device) for digest, each in found.items()}
         inference.look_ahead.record_use(features.values())
         # The pixels take far more memory than the features, and are not needed any more.
         inference.pictures.drop_encoded(pictures)
-        for request in self.requests:
+        for request in (*self.requests, *waiting):
             request.pictures = [
-                PictureTensors(each.picture, features=features[each.picture.digest])
+                PictureTensors(each.picture, features=known)
+                if (known := features.get(each.picture.digest)) is not None
+                else each
                 for each in request.pictures
             ]
         return features

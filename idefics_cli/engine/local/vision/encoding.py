@@ -18,6 +18,7 @@ from idefics_cli.models.families.picture import (
     apply_levels,
 )
 from idefics_cli.models.families.protocols import Model
+from idefics_cli.models.families.vision_work import VisionWork
 from idefics_cli.models.kernels import attention as cpu_attention
 from idefics_cli.models.kernels.table import ATTENTION_KERNELS
 
@@ -98,15 +99,25 @@ class PictureEncoder:
         return None
 
     def encode_pieces(
-        self, pictures: Sequence[PictureTensors]
+        self, pictures: Sequence[PictureTensors], others: Sequence[PictureTensors] = ()
     ) -> Generator[None, None, dict[bytes, Tensor]]:
         """Encode *pictures* as `encode` does, and pause before each forward.
 
         Tiles of different pictures run together, in the groups of `group_tiles`.
+
+        Args:
+            pictures: In any order; equal pictures count once.
+            others: Pictures that will be needed soon. They are encoded with *pictures* if that
+                costs less than a forward of their own.
         """
         features, missing = self._find_features(pictures)
+        wanted = set(missing)
+        if wanted:
+            missing |= self._find_small(others)
         encoded: dict[Tile, Tensor] = {}
         for group in self.groups(each.picture for each in missing.values()):
+            if wanted.isdisjoint(digest for digest, _ in group.tiles):
+                continue
             yield
             pixels = self._stack(group, missing)
             sizes = group.sizes if group.has_padding else None
@@ -121,8 +132,6 @@ class PictureEncoder:
 
     def groups(self, pictures: Iterable[PreparedPicture]) -> Iterator[Group]:
         """Yield the tiles of *pictures* in groups, one for each forward."""
-        model, family = self._model, self._family
-        attention = attention_of(model.config.vision_config)
         return group_tiles(
             {
                 (picture.digest, index): size
@@ -130,12 +139,37 @@ class PictureEncoder:
                 for index, size in enumerate(picture.tile_sizes)
             },
             max_pixels=self.max_pixels,
-            work=family.vision_work if attention in _MASKING else None,
-            # The cost is not estimated in `__init__`, which may run in another thread: each thread
-            # has its own number of torch threads.
-            cost=self._cost
-            or _estimated_cost(model.device, is_native_bf16=attention == cpu_attention.TILED.name),
+            work=self._work,
+            cost=self._forward_cost(),
         )
+
+    @property
+    def _work(self) -> VisionWork | None:
+        """The arithmetic of the encoder; None if it cannot take padded tiles."""
+        attention = attention_of(self._model.config.vision_config)
+        return self._family.vision_work if attention in _MASKING else None
+
+    def _forward_cost(self) -> ForwardCost:
+        attention = attention_of(self._model.config.vision_config)
+        # The cost is not estimated in `__init__`, which may run in another thread: each thread has
+        # its own number of torch threads.
+        return self._cost or _estimated_cost(
+            self._model.device, is_native_bf16=attention == cpu_attention.TILED.name
+        )
+
+    def _find_small(self, pictures: Sequence[PictureTensors]) -> dict[bytes, PictureTensors]:
+        """Return those of *pictures* that are not known and cost less than the overhead."""
+        work, cost = self._work, self._forward_cost()
+        if work is None:
+            return {}
+        least = work.layers * cost.layer_operations
+        _, missing = self._find_features(pictures)
+        return {
+            digest: each
+            for digest, each in missing.items()
+            # The tiles of a split picture could be in several groups, of which some do not run.
+            if len(each.tiles) == 1 and work.operations(*each.picture.tile_sizes[0]) < least
+        }
 
     def _stack(self, group: Group, pictures: Mapping[bytes, PictureTensors]) -> Tensor:
         """Return the tiles of *group* as one tensor on the device, normalized, padded with zeros.

@@ -74,14 +74,16 @@ class LookAhead:
         self._submitted.difference_update(picture.digest for picture in pictures)
 
     def encode_pieces(
-        self, pictures: Sequence[PictureTensors]
+        self, pictures: Sequence[PictureTensors], others: Sequence[PictureTensors] = ()
     ) -> Generator[None, None, dict[bytes, Tensor]]:
         """Encode *pictures* now, as `PictureEncoder.encode_pieces` does.
+
+        A side stream encodes *others* while it waits, so only without one are they encoded here.
 
         This also runs on the side stream. torch has a pool of memory for each stream, and the peak
         of the vision encoder, some gigabytes, would otherwise stay in two of them.
         """
-        pieces = self._encoder.encode_pieces(pictures)
+        pieces = self._encoder.encode_pieces(pictures, () if self.is_on else others)
         self._open_count += 1
         try:
             while True:
