@@ -12,6 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from idefics_cli.server.errors import ApiError
+from idefics_cli.server.exchange import ClientGoneError
 from idefics_cli.server.replies import to_json
 
 # After an answer to a request that was not read, at most this many of its bytes are dropped.
@@ -24,10 +25,12 @@ class ConnectionLimits:
 
     Attributes:
         head_seconds: Time in which the head of a request must be there.
+        write_seconds: A client that reads nothing for so long is given up.
         most: Largest number of connections.
     """
 
     head_seconds: float = 10.0
+    write_seconds: float = 60.0
     most: int = 256
 
 
@@ -91,6 +94,12 @@ class GuardedConnection(H11Protocol):
 
     async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_whole(message: Message) -> None:
+            if self.flow.write_paused:
+                try:
+                    async with asyncio.timeout(self.limits.write_seconds):
+                        await self.flow.drain()
+                except TimeoutError:
+                    raise ClientGoneError from None
             await send(message)
             if message["type"] == "http.response.body":
                 self._writes.flush()

@@ -10,11 +10,11 @@ from idefics_cli.engine.protocol import Outcome
 
 # A client that reads so much slower than the model writes is given up.
 _MOST_EVENTS = 1000
-# Nobody reads text faster than 50 pieces per second. Each time the event loop is woken, the
+# Nobody reads text faster than 25 pieces per second. Each time the event loop is woken, the
 # inference thread waits until the loop has written, because only one of them runs Python code at a
 # time. With the built-in model, which writes 2,000 tokens per second, a wake-up for each token took
 # 4 ms of each answer of 24 tokens.
-_PAUSE_SECONDS = 0.02
+_PAUSE_SECONDS = 0.04
 
 Event = tuple[int, TokenChunk | Outcome]
 """The number of a reply, and what happened to it."""

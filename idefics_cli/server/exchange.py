@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import re
@@ -21,8 +20,6 @@ from idefics_cli.server.metrics import Metrics
 from idefics_cli.server.replies import to_json
 
 _ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
-# A client that reads nothing for so long is given up.
-_WRITE_SECONDS = 60
 _MOST_SHOWN = 60
 _log = logging.getLogger(__name__)
 
@@ -147,11 +144,7 @@ class Exchanges:
                     (b"x-request-id", exchange.identity.encode()),
                     (b"openai-processing-ms", milliseconds.encode()),
                 ]
-            try:
-                async with asyncio.timeout(_WRITE_SECONDS):
-                    await send(message)
-            except TimeoutError:
-                raise ClientGoneError from None
+            await send(message)
 
         try:
             await self._app(scope, receive, write)

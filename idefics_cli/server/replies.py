@@ -12,6 +12,9 @@ from idefics_cli import __version__
 from idefics_cli.core.logprobs import TokenLogprob
 from idefics_cli.core.types import Completion, LoadSpec
 
+# `json.dumps` would make an encoder for each call.
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
 DONE = b"data: [DONE]\n\n"
 """The last event of every stream."""
 
@@ -23,8 +26,7 @@ def event(value: object) -> bytes:
 
 def to_json(value: object) -> bytes:
     """Return *value* as JSON in UTF-8."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode("utf-8", "backslashreplace")
+    return _JSON.encode(value).encode("utf-8", "backslashreplace")
 
 
 def fingerprint(spec: LoadSpec, revision: str | None) -> str:

@@ -270,6 +270,25 @@ def test_a_client_that_never_reads_is_given_up(server: HttpServer, engine: Manua
     server.wait_until_idle()
 
 
+def test_a_client_that_stops_reading_is_given_up_after_a_while(engine: ManualEngine) -> None:
+    options = ServerOptions(FAKE_SPEC, names=("fake",), silence_seconds=0.1)
+    lifetime = Lifetime(drain_seconds=1, connections=ConnectionLimits(write_seconds=0.2))
+    body = json.dumps(chat("x", stream=True)).encode()
+    with (
+        serving(EngineOf(engine), options, lifetime) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+    ):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        wait_for(lambda: len(engine.open) == 1)
+        handle = engine.open[0]
+        handle.say("x" * 8_000_000)  # more than the buffers of the system hold
+
+        wait_for(lambda: handle.is_ended)
+        assert engine.cancelled == 1
+        server.wait_until_idle()
+
+
 # Slow heads and bodies
 
 
