@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import TypeAlias
 
 from transformers import DynamicCache
 
 from idefics_cli.models.families.base import PrefixKey
 from idefics_cli.models.families.kv_cache import cache_bytes, growing_cache
 
+Keys: TypeAlias = tuple[bytes, ...]
+"""The prefix keys of successive tokens. All are bytes, so that they have an order."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Conversation:
-    """A prompt with its reply: the key of each token, and its KV states.
+    """The KV states of a prompt with its reply.
 
     Attributes:
-        keys: The key of each token.
         cache: The KV states.
         size_bytes: Number of bytes of the states.
     """
 
-    keys: tuple[PrefixKey, ...]
     cache: DynamicCache
     size_bytes: int
-
-    def begins_with(self, keys: tuple[PrefixKey, ...]) -> bool:
-        """Whether the first keys are *keys*."""
-        # The last key is compared first, because most conversations differ there. They then need no
-        # comparison of slices, which would copy the keys.
-        count = len(keys)
-        return (
-            len(self.keys) >= count
-            and self.keys[count - 1] == keys[-1]
-            and (self.keys[:count] == keys)
-        )
 
 
 class PrefixStore:
@@ -64,7 +57,12 @@ class PrefixStore:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         # The least recently used conversation comes first.
-        self._conversations: list[_Conversation] = []
+        self._conversations: dict[Keys, _Conversation] = {}
+        # The keys of all conversations in order. The conversations that share the most keys with
+        # a prompt are its neighbours here, so a server finds them among thousands at once. No
+        # conversation is the beginning of another one.
+        self._in_order: list[Keys] = []
+        self._held_bytes = 0
 
     def __len__(self) -> int:
         """Return the number of conversations."""
@@ -73,7 +71,7 @@ class PrefixStore:
     @property
     def held_bytes(self) -> int:
         """Number of bytes of all states."""
-        return sum(each.size_bytes for each in self._conversations)
+        return self._held_bytes
 
     def take_prefix(self, keys: Sequence[PrefixKey]) -> tuple[DynamicCache, int]:
         """Return a cache for a prompt of *keys*, and the number of tokens that it holds.
@@ -82,39 +80,38 @@ class PrefixStore:
         leave the store, and `keep_prefix` adds them again with the reply. If it shares only the
         beginning, that part is copied.
         """
-        usable = tuple(keys[:-1])
-        counts = [_shared_count(each.keys, usable) for each in self._conversations]
-        shared = max(counts, default=0)
+        found, shared = self._find(_ordered(keys[:-1]))
         if not shared:
             return growing_cache(), 0
-        # If several conversations share the same number of tokens, the newest is used.
-        index = len(counts) - 1 - counts[::-1].index(shared)
-        found = self._conversations.pop(index)
-        if len(found.keys) == shared:
-            return found.cache, shared
-        self._conversations.append(found)
-        return _copy_of_start(found.cache, shared), shared
+        conversation = self._remove(found)
+        if len(found) == shared:
+            return conversation.cache, shared
+        self._add(found, conversation)
+        return _copy_of_start(conversation.cache, shared), shared
 
     def copy_prefix(self, keys: Sequence[PrefixKey]) -> DynamicCache:
         """Return a copy of the states of the longest beginning of *keys* that is kept."""
-        counts = [_shared_count(each.keys, tuple(keys)) for each in self._conversations]
-        shared = max(counts, default=0)
+        found, shared = self._find(_ordered(keys))
         if not shared:
             return growing_cache()
-        return _copy_of_start(self._conversations[counts.index(shared)].cache, shared)
+        return _copy_of_start(self._conversations[found].cache, shared)
 
     def keep_prefix(self, keys: Sequence[PrefixKey], cache: DynamicCache) -> None:
         """Keep *cache*, which holds the states of *keys*, or of the first of them."""
         length = cache.get_seq_length()
         if not length or length > len(keys):
             return
-        kept = tuple(keys[:length])
+        kept = _ordered(keys[:length])
+        at = bisect_left(self._in_order, kept)
         # These states are not kept if a longer conversation already has all of them.
-        if any(each.begins_with(kept) for each in self._conversations):
+        if any(each[:length] == kept for each in self._in_order[at : at + 1]):
             return
-        new = _Conversation(kept, cache, cache_bytes(cache))
-        others = [each for each in self._conversations if not new.begins_with(each.keys)]
-        self._conversations = [*others, new]
+        # What begins as a conversation follows it in the order, so only the one before can be a
+        # beginning of this one.
+        for before in self._in_order[max(0, at - 1) : at]:
+            if kept[: len(before)] == before:
+                self._remove(before)
+        self._add(kept, _Conversation(cache, cache_bytes(cache)))
         self.shrink_to(self._max_bytes)
 
     def shrink_to(self, max_bytes: int, *, at_least: int = 1) -> None:
@@ -125,11 +122,35 @@ class PrefixStore:
             at_least: Number of conversations that stay, however large they are.
         """
         while len(self) > at_least and self.held_bytes > max_bytes:
-            self._conversations.pop(0)
+            self._remove(next(iter(self._conversations)))
 
     def drop(self) -> None:
         """Drop all states."""
-        self._conversations = []
+        self._conversations, self._in_order, self._held_bytes = {}, [], 0
+
+    def _find(self, keys: Keys) -> tuple[Keys, int]:
+        """Return the keys of a conversation that shares the most with *keys*, and how many."""
+        at = bisect_left(self._in_order, keys)
+        near = [
+            (each, _shared_count(each, keys)) for each in self._in_order[max(0, at - 1) : at + 1]
+        ]
+        return max(near, key=itemgetter(1), default=((), 0))
+
+    def _add(self, keys: Keys, conversation: _Conversation) -> None:
+        self._conversations[keys] = conversation
+        insort(self._in_order, keys)
+        self._held_bytes += conversation.size_bytes
+
+    def _remove(self, keys: Keys) -> _Conversation:
+        conversation = self._conversations.pop(keys)
+        del self._in_order[bisect_left(self._in_order, keys)]
+        self._held_bytes -= conversation.size_bytes
+        return conversation
+
+
+def _ordered(keys: Sequence[PrefixKey]) -> Keys:
+    # A digest has more than 8 bytes, so no id is taken for one.
+    return tuple(key if isinstance(key, bytes) else key.to_bytes(8, "big") for key in keys)
 
 
 def _copy_of_start(cache: DynamicCache, count: int) -> DynamicCache:
@@ -139,7 +160,7 @@ def _copy_of_start(cache: DynamicCache, count: int) -> DynamicCache:
     return copy
 
 
-def _shared_count(one: tuple[PrefixKey, ...], other: tuple[PrefixKey, ...]) -> int:
+def _shared_count(one: Keys, other: Keys) -> int:
     """Return the number of equal keys with which *one* and *other* begin."""
     low, high = 0, min(len(one), len(other))
     if not high or one[0] != other[0]:
