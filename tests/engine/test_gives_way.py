@@ -29,13 +29,12 @@ from idefics_cli.models.families.protocols import Model, StepOutput
 from idefics_cli.models.hub.facts import find_facts
 from idefics_cli.models.kernels import attention_probe
 from idefics_cli.models.kernels.attention_probe import AttentionError
-from idefics_cli.models.kernels.table import native_bf16_problem
 from idefics_cli.models.loading.loader import keep_quantized, load
 from idefics_cli.models.planning.plan import PlanChoices, make_plan
 from idefics_cli.models.planning.verdicts import Fault, Verdict, read_verdicts, write_verdict
 from idefics_cli.selfcheck.keeping import probe_new_gpus
 from tests.support import machines
-from tests.support.kernels import HERE, refusing, with_kernels
+from tests.support.kernels import refusing, with_kernels
 from tests.support.machines import RTX_4090
 from tests.support.prompts import (
     as_request,
@@ -91,10 +90,7 @@ def kernel_fails(stage: Stage) -> None:
 
 
 def step_does_not_fit(stage: Stage) -> None:
-    # Which of these kernels runs depends on the processor; the step has code for neither.
-    kernel = "bf16_packed" if native_bf16_problem(HERE) is None else "bf16_widened"
-    kernels = KernelChoice(text=(kernel,), step=("text_step",))
-    load(replace(DEMO, dtype="bfloat16", kernels=kernels))
+    load(replace(DEMO, dtype="float16", kernels=KernelChoice(step=("text_step",))))
 
 
 def kept_weights_cannot_be_written(stage: Stage) -> None:
@@ -302,7 +298,7 @@ ROWS = (
     Row(
         step_does_not_fit,
         "the kernel `%s` does not fit: %s; torch replaces it",
-        "no code for the layer",
+        "the model is in float16",
     ),
     Row(
         kept_weights_cannot_be_written,
