@@ -15,7 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from idefics_cli.core.types import Attachment, GenerationRequest, Message, Sampling, TokenChunk
+from idefics_cli.core.types import (
+    Attachment,
+    Completion,
+    GenerationRequest,
+    Message,
+    Sampling,
+    TokenChunk,
+)
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.local.tuning import Tuning
@@ -132,29 +139,61 @@ def test_tiles_of_a_small_model_run_together_whatever_their_size(
     assert (count, height, width) == (len(sizes), *map(max, zip(*sizes, strict=True)))
 
 
-@pytest.mark.parametrize(("overhead", "counts"), [(5e7, [4, 2]), (0, [1] * 6)])
-def test_small_pictures_of_waiting_requests_are_encoded_with_the_next_one(
-    overhead: float, counts: list[int], engine_of: EngineOf, batches: list[tuple[int, int, int]]
-) -> None:
-    tuning = Tuning(vision_cost=ForwardCost(overhead))
-    has_begun, may_go_on = threading.Event(), threading.Event()
+@pytest.fixture
+def submitted_together() -> Callable[[LocalEngine, int], list[Completion]]:
+    """Answers requests about so many pictures, all of which wait before the first one runs."""
 
-    def listen(event: TokenChunk | Outcome) -> None:
-        has_begun.set()
-        may_go_on.wait(60)
+    def answer(engine: LocalEngine, count: int) -> list[Completion]:
+        has_begun, may_go_on = threading.Event(), threading.Event()
 
-    with reopen(engine_of("idefics2"), partial(Inference, tuning=tuning)) as engine:
+        def listen(event: TokenChunk | Outcome) -> None:
+            has_begun.set()
+            may_go_on.wait(60)
+
         engine.submit(asked(engine), listen, streams=True)
         assert has_begun.wait(60)
-        # The inference thread stands still in the listener, so all of these wait.
-        waiting = [Asked(engine, asked(engine, picture(i))) for i in range(6)]
+        # The inference thread stands still in the listener.
+        waiting = [Asked(engine, asked(engine, picture(number))) for number in range(count)]
         may_go_on.set()
-        together = [each.completion().token_ids for each in waiting]
+        return [each.completion() for each in waiting]
+
+    return answer
+
+
+@pytest.mark.parametrize(("overhead", "counts"), [(5e7, [4, 2]), (0, [1] * 6)])
+def test_small_pictures_of_waiting_requests_are_encoded_with_the_next_one(
+    overhead: float,
+    counts: list[int],
+    engine_of: EngineOf,
+    batches: list[tuple[int, int, int]],
+    submitted_together: Callable[[LocalEngine, int], list[Completion]],
+) -> None:
+    tuning = Tuning(vision_cost=ForwardCost(overhead))
+    with reopen(engine_of("idefics2"), partial(Inference, tuning=tuning)) as engine:
+        together = [each.token_ids for each in submitted_together(engine, 6)]
         assert [count for count, _, _ in batches] == counts
         for number, tokens in enumerate(together):
             engine.inference.drop_caches()
             (alone,) = engine.complete([asked(engine, picture(number))])
             assert alone.token_ids == tokens
+
+
+def test_pictures_of_other_requests_do_not_make_one_fail(
+    engine_of: EngineOf,
+    monkeypatch: pytest.MonkeyPatch,
+    submitted_together: Callable[[LocalEngine, int], list[Completion]],
+) -> None:
+    right = Idefics2.encode_tiles
+
+    def encode_one(self: Idefics2, model: Model, tiles: Tensor, sizes: Sizes = None) -> Tensor:
+        if len(tiles) > 1:
+            raise RuntimeError("this fails for more than one")
+        return right(self, model, tiles, sizes)
+
+    monkeypatch.setattr(Idefics2, "encode_tiles", encode_one)
+    tuning = Tuning(vision_cost=ForwardCost(5e7))
+    with reopen(engine_of("idefics2"), partial(Inference, tuning=tuning)) as engine:
+        assert all(each.token_ids for each in submitted_together(engine, 3))
 
 
 @pytest.mark.parametrize("kind", ["idefics2", "idefics2-split"])

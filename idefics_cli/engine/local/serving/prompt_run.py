@@ -190,10 +190,15 @@ class PromptRun:
         # A single request runs alone, because it may reuse a prefix. But its pictures need not.
         lane = self.requests[0].lane
         waiting = lane.schedule.waiting[:_TOGETHER] if self._uses_prefix else ()
-        found = yield from inference.look_ahead.encode_pieces(
-            [each for request in self.requests for each in request.pictures],
-            [each for request in waiting for each in request.pictures],
-        )
+        own = [each for request in self.requests for each in request.pictures]
+        others = [each for request in waiting for each in request.pictures]
+        try:
+            found = yield from inference.look_ahead.encode_pieces(own, others)
+        except Exception:
+            if not others:
+                raise
+            # The pictures of other requests must not make these fail.
+            found = yield from inference.look_ahead.encode_pieces(own)
         # The features of a request that was put back are in RAM, and must return to the device.
         features = {digest: each.to(loaded.model.device) for digest, each in found.items()}
         inference.look_ahead.record_use(features.values())
