@@ -44,7 +44,7 @@ _SUFFIX_IN_TEXT = re.compile(
 )
 _LOCAL = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/[^/]))", re.IGNORECASE)
 _CODE = frozenset('<>="|{}')
-_FENCE = re.compile(r"^\s*```", re.MULTILINE)
+_FENCE = re.compile(r"^[^\S\n]*```", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
