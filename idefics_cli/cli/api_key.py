@@ -7,11 +7,12 @@ import stat
 from pathlib import Path
 
 from idefics_cli.cli.invocation import Invocation
-from idefics_cli.core.errors import UsageError
+from idefics_cli.core.errors import InputError, UsageError
 
 KEY_VARIABLE = "IDEFICS_API_KEY"
 # Longest key in bytes. The bound ends the reading of a file without an end.
 _MOST_KEY = 4096
+_EXAMPLE = "`openssl rand -hex 24` makes one"
 
 
 def read_key(invocation: Invocation, *, least: int) -> str | None:
@@ -22,7 +23,8 @@ def read_key(invocation: Invocation, *, least: int) -> str | None:
         least: Least number of characters.
 
     Raises:
-        UsageError: If it cannot be read, or is not a key.
+        InputError: If it cannot be read.
+        UsageError: If it is not a key.
     """
     name = invocation.settings.api_key_file
     # A secret of a container often ends with a line feed.
@@ -36,9 +38,11 @@ def read_key(invocation: Invocation, *, least: int) -> str | None:
             text = data.decode("utf-8-sig").strip()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "not text"
-            raise UsageError(
+            raise InputError(
                 f"cannot read the key in {source}: {reason}", hint="the file holds one line"
             ) from None
+        if not text:
+            raise InputError(f"the key in {source} is missing: the file is empty", hint=_EXAMPLE)
         if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
             invocation.console.warn(f"other users can read the key: `chmod 600 {name}`")
     if not text and name is None:
@@ -48,6 +52,6 @@ def read_key(invocation: Invocation, *, least: int) -> str | None:
         raise UsageError(
             f"the key in {source} is not usable: it must be one word of {least} to {_MOST_KEY} "
             "ASCII characters",
-            hint="`openssl rand -hex 24` makes one",
+            hint=_EXAMPLE,
         )
     return text

@@ -132,7 +132,7 @@ def _rows(invocation: Invocation, path: str) -> Iterator[_Row]:
     # examples.
     rows = [entry for entry in found.entries if ("status", "error") not in entry.columns]
     if not rows:
-        raise UsageError(f"the list `{path}` has no examples", hint=_LIST_FORM)
+        raise InputError(f"the list `{path}` has no examples", hint=_LIST_FORM)
     if failures := len(found.entries) - len(rows):
         invocation.console.note(f"left out {counted(failures, 'failed row')} of `{path}`")
     for entry in rows:

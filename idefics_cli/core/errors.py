@@ -89,7 +89,7 @@ class DeadEndError(ModelError):
 
 
 class InputError(IdeficsError):
-    """A list of pictures, requests or training data that is missing or that the system refuses."""
+    """A file or folder, such as a list of pictures, that is missing, empty or cannot be read."""
 
 
 class MemoryLimitError(IdeficsError):

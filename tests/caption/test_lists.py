@@ -180,7 +180,7 @@ def test_a_list_is_read_from_a_file_or_stdin(
     assert FileList("sub/l.jsonl", ()).folder == "sub"
     with pytest.raises(InputError, match="no such list: `nosuch`"):
         read_list("nosuch")
-    with pytest.raises(UsageError, match=r"`\.` is a folder, not a list"):
+    with pytest.raises(InputError, match=r"`\.` is a folder, not a list"):
         read_list(".")
 
 

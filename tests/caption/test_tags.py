@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from idefics_cli.core.errors import UsageError
+from idefics_cli.core.errors import InputError
 from idefics_cli.core.types import GenerationRequest, LoadSpec, Message, Sampling
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.schema.tags import tags_form
@@ -75,9 +75,9 @@ def test_the_model_answers_with_tags_alone(folder: Path) -> None:
 
 def test_a_list_that_cannot_be_used_is_an_error(folder: Path) -> None:
     (folder / "empty.txt").write_text(" \n,\n")
-    with pytest.raises(UsageError, match=r"^the list of tags `empty\.txt` is empty$"):
+    with pytest.raises(InputError, match=r"^the list of tags `empty\.txt` is empty$"):
         tags_form("empty.txt")
-    with pytest.raises(UsageError, match=r"^cannot read the list of tags `none\.txt`: No such"):
+    with pytest.raises(InputError, match=r"^cannot read the list of tags `none\.txt`: No such"):
         tags_form("none.txt")
     words = ("caption", "a.png", "--tags", "tags.txt", "--schema", "a")
     ran = run(*words, services=World(FakeEngine()).services)

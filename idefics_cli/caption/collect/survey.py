@@ -16,7 +16,7 @@ from idefics_cli.caption.resume.journal_lines import number, text, texts
 from idefics_cli.caption.resume.run_files import RunFiles
 from idefics_cli.caption.resume.todo import differences
 from idefics_cli.caption.shards.shard import Shard
-from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.errors import IdeficsError, InputError, UsageError
 from idefics_cli.core.sources import is_uri
 from idefics_cli.engine.schema.form import ColumnKind, ReplyColumn
 from idefics_cli.images.folders import sort_key
@@ -120,14 +120,14 @@ def survey_shards(whole: Path) -> Survey:
 
 def _count(whole: Path) -> int:
     if whole.is_dir():
-        raise UsageError(
+        raise InputError(
             f"`{whole}` is a folder, and nothing needs to be collected there",
             hint="sidecars of all shards lie where those of one run would; name the FILE of `-o`",
         )
     try:
         names = os.listdir(whole.parent)
     except OSError as error:
-        raise UsageError(f"cannot list `{whole.parent}`: {error.strerror}") from error
+        raise InputError(f"cannot list `{whole.parent}`: {error.strerror}") from error
     end = RunFiles.ENDS[0]
     found = (Shard.of_name(name.removesuffix(end), whole) for name in names if name.endswith(end))
     counts = sorted({shard.count for shard in found if shard is not None})

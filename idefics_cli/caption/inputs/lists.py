@@ -146,7 +146,7 @@ def _read(source: str, max_bytes: int) -> bytes:
             f"no such list: `{source}`", hint="`--filelist -` reads it from stdin"
         ) from None
     except IsADirectoryError:
-        raise UsageError(
+        raise InputError(
             f"`{source}` is a folder, not a list", hint=f"`idefics caption {source}`"
         ) from None
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
@@ -160,7 +160,7 @@ def _decoded(data: bytes, source: str) -> str:
         try:
             return data.decode("utf-16")
         except UnicodeDecodeError:
-            raise UsageError(f"{shown(source)} is broken UTF-16 text") from None
+            raise InputError(f"{shown(source)} is broken UTF-16 text") from None
     return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
 
 

@@ -217,7 +217,7 @@ class RequestList(Sequence[CaptionItem]):
         head = self._file.read(64)
         self._file.seek(position)
         if head.startswith(_UTF16) or b"\0" in head:
-            raise UsageError(
+            raise InputError(
                 f"{self.name} is not UTF-8 text",
                 hint="requests are JSON lines, one object a line, in UTF-8",
             )

@@ -186,7 +186,7 @@ def _listed(invocation: Invocation, source: str, folder: str | None) -> RequestL
     if not rows:
         with rows:
             empty = "there are no requests on stdin"
-            raise UsageError(empty if source == STDIN else f"{rows.name} has no requests")
+            raise InputError(empty if source == STDIN else f"{rows.name} has no requests")
     return rows
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from idefics_cli.core.errors import CutError, ModelError, UsageError
+from idefics_cli.core.errors import CutError, InputError, ModelError, UsageError
 from idefics_cli.core.types import Completion, Constraint, GenerationRequest
 from idefics_cli.core.units import counted
 from idefics_cli.engine.schema.bounds import bounded_schema, ends_in_escape
@@ -225,7 +225,7 @@ def _schema(given: str) -> Mapping[str, object]:
     if not text.startswith("{"):
         if not _is_file(text):
             if text.endswith((".json", ".jsonschema")) or os.sep in text:
-                raise UsageError(f"cannot read the schema `{text}`: no such file")
+                raise InputError(f"cannot read the schema `{text}`: no such file")
             return schema_of_fields(text)
         text, source = read_text(text, "schema"), f"the schema `{text}`"
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from idefics_cli.core.errors import UsageError
+from idefics_cli.core.errors import InputError
 from idefics_cli.core.types import Constraint
 from idefics_cli.engine.schema.form import ReplyForm
 from idefics_cli.engine.schema.grammar import check_constraint
@@ -26,12 +26,13 @@ def tags_form(file: str, *, explains: bool = True) -> ReplyForm:
         explains: Whether the prompt tells the model what to answer.
 
     Raises:
-        UsageError: If the list cannot be read or is empty, or llguidance is not installed.
+        InputError: If the list cannot be read or is empty.
+        UsageError: If llguidance is not installed.
     """
     parts = re.split(r"[,\n]", read_text(file, "list of tags"))
     tags = list(dict.fromkeys(" ".join(part.split()) for part in parts if part.strip()))
     if not tags:
-        raise UsageError(f"the list of tags `{file}` is empty", hint="one tag on each line")
+        raise InputError(f"the list of tags `{file}` is empty", hint="one tag on each line")
     any_tag = f"({'|'.join(map(re.escape, tags))})"
     pattern = f"{any_tag}({SEPARATOR}{any_tag}){{0,{min(len(tags), _MOST_TAGS) - 1}}}"
     constraint = Constraint("regex", pattern)

@@ -61,10 +61,10 @@ def read_file(path: Path) -> Iterator[FileRow]:
         )
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UsageError(f"`{path}` is not a regular file")
+            raise InputError(f"`{path}` is not a regular file")
         yield from read(path)
     except UnicodeDecodeError:
-        raise UsageError(
+        raise InputError(
             f"`{path}` is not UTF-8 text", hint="convert it, for example with `iconv -t utf-8`"
         ) from None
     except FileNotFoundError:
@@ -107,7 +107,7 @@ def _first_character(file: BinaryIO, path: Path) -> bytes:
     head = file.read(4096)
     file.seek(0)
     if head.startswith(_UTF16) or b"\0" in head:
-        raise UsageError(
+        raise InputError(
             f"`{path}` is not UTF-8 text", hint="convert it, for example with `iconv -t utf-8`"
         )
     return head.removeprefix(codecs.BOM_UTF8).lstrip()[:1]

@@ -67,7 +67,7 @@ def find_reader(data: Path, options: ReadOptions) -> Reader:
     """Return the reader of *data*, which is read with *options*.
 
     Raises:
-        InputError: If nothing is there, or it cannot be read.
+        InputError: If nothing is there, it cannot be read, or it has no rows to train on.
         UsageError: If it has an unknown shape.
     """
     if not data.exists():
@@ -77,7 +77,7 @@ def find_reader(data: Path, options: ReadOptions) -> Reader:
         return reader
     if data.is_dir():
         file = next((f for f in sorted(data.iterdir()) if f.suffix.lower() in FORMATS), None)
-        raise UsageError(
+        raise InputError(
             f"no captions in the folder `{data}`",
             hint=f"name the file itself: `{file}`"
             if file
@@ -93,7 +93,7 @@ def find_reader(data: Path, options: ReadOptions) -> Reader:
             f"{nothing}: no column names the pictures", hint=column_hint("--picture", cells)
         )
     hint = "a row names a picture by `file_name` and has a `caption`; or it has `messages`"
-    raise UsageError(nothing, hint=hint)
+    raise InputError(nothing, hint=hint)
 
 
 def read_rows(data: Path, options: ReadOptions) -> Iterator[RowResult]:

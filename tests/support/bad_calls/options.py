@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idefics_cli.core.errors import ConfigError, IdeficsError, UsageError
+from idefics_cli.core.errors import ConfigError, IdeficsError, InputError, UsageError
 from tests.support.bad_calls.call import Call
 
 USAGE = "`idefics {} --help` shows the usage"
@@ -51,7 +51,7 @@ OPTIONS = (
         "pipe the question in; `-i` before each picture"),
     Call("bench decoed -m demo", UsageError, "there is no scenario `decoed`",
         "did you mean `decode`?"),
-    Call("bench caption nosuch -m demo", UsageError, "`nosuch` is not a folder",
+    Call("bench caption nosuch -m demo", InputError, "`nosuch` is not a folder",
         "name a folder of pictures"),
     Call("bench --shape idefics2", UsageError, "no shape `idefics2` is known",
         "did you mean `idefics2-8b`?"),

@@ -82,7 +82,7 @@ def test_an_array_is_not_read_as_a_whole(write: Write) -> None:
     ],
 )
 def test_a_broken_array_is_named_with_the_place(content: bytes, fault: str, write: Write) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises((InputError, UsageError)) as caught:
         list(read_file(write("a.json", content)))
     assert fault in str(caught.value)
     assert "a.json" in str(caught.value)
@@ -141,7 +141,7 @@ def test_values_of_tables_may_have_separators_quotes_and_line_breaks(write: Writ
     ],
 )
 def test_a_broken_table_is_named_with_the_place(content: bytes, fault: str, write: Write) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises((InputError, UsageError)) as caught:
         list(read_file(write("a.csv", content)))
     assert fault in str(caught.value)
     assert "a.csv" in str(caught.value)
@@ -181,5 +181,5 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(
     with pytest.raises(InputError, match="no such file"):
         list(read_file(path))
     os.mkfifo(path)
-    with pytest.raises(UsageError, match="is not a regular file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         list(read_file(path))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from idefics_cli.bench.serving.packages import SERVER_PACKAGES
-from idefics_cli.core.errors import UsageError
+from idefics_cli.core.errors import InputError, UsageError
 from idefics_cli.core.types import Quantization
 
 WITHOUT_MODEL = frozenset({"scale"})
@@ -165,17 +165,17 @@ def captioned_pictures(folder: Path | None) -> tuple[Path, ...]:
     """Return the pictures in *folder*, in the order in which `idefics caption` takes them.
 
     Raises:
-        UsageError: If *folder* is not a folder, or holds no pictures.
+        InputError: If *folder* is not a folder, or holds no pictures.
     """
     if folder is None:
         return ()
     from idefics_cli.caption.inputs.discover import discover
 
     if not folder.is_dir():
-        raise UsageError(f"`{folder}` is not a folder", hint="name a folder of pictures")
+        raise InputError(f"`{folder}` is not a folder", hint="name a folder of pictures")
     listing = discover([str(folder)], recursive=False)
     if not listing.pictures:
-        raise UsageError(f"`{folder}` holds no pictures")
+        raise InputError(f"`{folder}` holds no pictures")
     return tuple(Path(picture.attachment.source) for picture in listing.pictures)
 
 

@@ -15,7 +15,7 @@ from idefics_cli.cli.model_choice import check_prompt, image_limits, sampling
 from idefics_cli.cli.pictures import takes_videos
 from idefics_cli.cli.stdin import MAX_TEXT_BYTES, piped_text, tell_if_silent
 from idefics_cli.config.settings import CAPTION_TOKENS
-from idefics_cli.core.errors import PromptError, UsageError
+from idefics_cli.core.errors import InputError, PromptError, UsageError
 from idefics_cli.core.sources import STDIN, kind_of_source
 from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import DECODING_BYTES, Attachment, LoadSpec, SourceKind
@@ -331,14 +331,16 @@ def _prompt_in(file: str, invocation: Invocation) -> str:
             data = stream.read(MAX_TEXT_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise PromptError(f"cannot read the prompt `{file}`: {reason}") from error
+        raise InputError(f"cannot read the prompt `{file}`: {reason}") from error
     if len(data) > MAX_TEXT_BYTES:
         raise PromptError(f"the prompt `{file}` is longer than {MAX_TEXT_BYTES:,} bytes")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         reason = f"not UTF-8 text (byte {error.start + 1})"
-        raise PromptError(f"the prompt `{file}` is {reason}") from None
+        raise InputError(f"the prompt `{file}` is {reason}") from None
+    if not text.strip():
+        raise InputError(f"the prompt `{file}` is empty")
     return text.removesuffix("\n").removesuffix("\r")
 
 
