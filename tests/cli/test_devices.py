@@ -64,8 +64,11 @@ def test_a_list_of_devices_is_a_worker_for_each(
     [
         ("all", "`--devices all`: this machine has no CUDA device"),
         ("cpu:1,cuda:0", "`--devices cpu:1,cuda:0`: this machine has no CUDA device"),
-        ("cpu:0", "`--devices cpu:0` names 0 workers; there can be from 1 to 64"),
-        ("cpu:65", "`--devices cpu:65` names 65 workers; there can be from 1 to 64"),
+        ("cpu:0", "`--devices cpu:0` names no workers; there can be from 1 to 64"),
+        *(
+            (text, f"`--devices {text}` names too many workers; there can be from 1 to 64")
+            for text in ("cpu:65", "cpu:32,cpu:33", "cpu:999999999", f"cpu:{10**30}")
+        ),
         ("cuda:0,cuda:0", "`--devices cuda:0,cuda:0` names `cuda:0` twice"),
     ],
 )

@@ -50,9 +50,9 @@ def choose_shard(text: str, environ: Mapping[str, str]) -> ChosenShard:
         UsageError: If there is no such shard, or no scheduler has set its variables.
     """
     first, _, last = text.partition("/")
-    count = int(last[:9]) if last else None
+    count = int(last[:99]) if last else None
     if first != AUTO:
-        return ChosenShard(Shard(int(first[:9]), count or 0))
+        return ChosenShard(Shard(int(first[:99]), count or 0))
     task = _only_task(environ, text)
     if count is not None:
         return ChosenShard(Shard(task.index, count), task.source)

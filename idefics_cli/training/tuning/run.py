@@ -266,8 +266,9 @@ class TuneRun:
         """Return the numbers of steps after which the model is evaluated."""
         steps, epoch = self._job.steps, self._job.steps_of_epoch
         tenths = {round(steps * part / _EVALUATIONS) for part in range(1, _EVALUATIONS + 1)}
-        epochs = set(range(epoch, steps + 1, epoch))
-        return tenths | epochs if len(epochs) <= _EVALUATIONS else tenths
+        if steps // epoch > _EVALUATIONS:
+            return tenths
+        return tenths | set(range(epoch, steps + 1, epoch))
 
     def _save(self, write_weights: Callable[[], None]) -> None:
         if not self._job.choices.full:

@@ -131,7 +131,7 @@ def list_devices(text: str, machine: Machine) -> list[str]:
     devices = _named(text)
     if not 1 <= len(devices) <= MOST_WORKERS:
         raise UsageError(
-            f"`--devices {text}` names {counted(len(devices), 'worker')}; "
+            f"`--devices {text}` names {'no' if not devices else 'too many'} workers; "
             f"there can be from 1 to {MOST_WORKERS}"
         )
     _check_gpus(text, devices, machine)
@@ -143,7 +143,8 @@ def _named(text: str) -> list[str]:
     for part in text.split(","):
         name, _, number = part.partition(":")
         if name == "cpu":
-            devices += ["cpu"] * int(number[:9] or 1)
+            # One more than the limit is enough for the error, whatever the number is.
+            devices += ["cpu"] * min(int(number[:9] or 1), MOST_WORKERS + 1)
         elif part in devices:
             raise UsageError(f"`--devices {text}` names `{part}` twice")
         else:

@@ -43,7 +43,7 @@ def show_job(
         raise UsageError(
             "--print-job needs the number of shards", hint="`--shard auto/16` makes 16 tasks"
         )
-    shard = Shard(0, int(number[:9]))
+    shard = Shard(0, int(number[:99]))
     readers = [*given.paths, *given.lists, given.prompt_file]
     if any(source is not None and (source == STDIN or is_clipboard(source)) for source in readers):
         raise UsageError("the tasks of a job have no stdin and no clipboard", hint="name files")

@@ -34,6 +34,7 @@ _NUMBERS = {
             "How often each row is learned.",
             unset="3; more for tiny models",
             above=0,
+            maximum=100_000,
         ),
         Setting(
             "replay",
