@@ -14,7 +14,7 @@ import typer
 from idefics_cli.cli.choices import CHOICES
 from idefics_cli.cli.log import log_to
 from idefics_cli.cli.services import Services
-from idefics_cli.cli.stacks import enlarge_stacks
+from idefics_cli.cli.stacks import check_stack_limit, enlarge_stacks
 from idefics_cli.config.resolve import Resolved, resolve
 from idefics_cli.config.settings import Settings, setting_table
 from idefics_cli.core.errors import UsageError
@@ -58,7 +58,8 @@ def begin_command(context: typer.Context) -> Invocation:
     is given.
 
     Raises:
-        UsageError: If an option, a variable or the file has a wrong value.
+        UsageError: If an option, a variable or the file has a wrong value, or if the limit of the
+            stack is too small.
     """
     services = services_of(context)
     flags = {name: value for name, value in context.params.items() if name in setting_table()}
@@ -74,6 +75,7 @@ def begin_command(context: typer.Context) -> Invocation:
     )
     context.meta[CONSOLE] = console
     log_to(console)
+    check_stack_limit()
     for line in (*resolved.warnings, *_unknown_models(resolved), *enlarge_stacks(environ)):
         console.warn(line)
     # Without this variable, torch has no fused attention on many consumer GPUs of AMD, and the
