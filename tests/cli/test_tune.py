@@ -464,3 +464,13 @@ def test_the_defaults_teach_a_new_style_to_the_built_in_model(here: Path) -> Non
     first, *_, last = json.loads(ran.out)["evaluations"]
     assert (first["exact"], last["exact"], last["asked"]) == (0, 32, 32)
     assert json.loads(ran.out)["other_questions"]["unchanged"] >= 20
+
+
+def test_missing_data_is_an_error_before_torch_is_imported() -> None:
+    code = (
+        "import sys; from idefics_cli.cli.app import make_app\n"
+        "try: make_app()(['tune', 'nosuch', '-o', 'adapter'])\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (1, "error: no such file or folder: `nosuch`\n")

@@ -19,6 +19,7 @@ from idefics_cli.core.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     EXIT_PARTIAL,
+    InputError,
     UsageError,
 )
 from idefics_cli.core.paths import display_path
@@ -52,6 +53,9 @@ def tune_model(
     plots: bool,
 ) -> int:
     """Train the chosen model on the chosen data, and return the exit code."""
+    # This check comes before all that imports torch.
+    if not Path(chosen.data).exists():
+        raise InputError(f"no such file or folder: `{Path(chosen.data)}`")
     try:
         return _tune(invocation, chosen, choices, folder, plots=plots)
     except KeyboardInterrupt:
