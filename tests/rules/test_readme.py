@@ -140,6 +140,8 @@ def test_readme_has_commands_of_every_kind() -> None:
 
 @pytest.mark.parametrize("example", [*filter(_is_run, examples())], ids=str)
 def test_a_command_of_readme_works(example: Example, place: Path, bin_folder: Path) -> None:
+    if "--embed" in example.command and shutil.which("exiftool") is None:
+        pytest.skip("exiftool is not installed")
     ran = _run(example.command, place, bin_folder)
     assert ran.returncode == 0, ran.stderr
     assert "error:" not in ran.stderr
