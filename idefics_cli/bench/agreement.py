@@ -100,7 +100,7 @@ def compare_pairs(
         else f"{allowed:g} standard deviations allowed"
     )
     text = (
-        f"{equal:.1%} of tokens equal in {answers}; a token of ours is up to {worst:.3g} "
+        f"{equal:.1%} of tokens equal in {answers}; a token of idefics is up to {worst:.3g} "
         f"worse than the best ({limit})"
     )
     return Agreement(agrees, equal, len(pairs), allowed, worst, text)

@@ -94,7 +94,7 @@ def start(stage: Stage) -> Iterator[ReportRow | Skipped]:
         watch.reference,
         (
             f"importing torch and the model class alone takes {imported.median:.2f} s; "
-            f"ours takes {ours.median / imported.median:.2f} times as long",
+            f"idefics takes {ours.median / imported.median:.2f} times as long",
         ),
     )
 

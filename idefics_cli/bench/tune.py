@@ -122,7 +122,7 @@ def _rows(
     )
     yield row(
         "second epoch, features kept",
-        "the same rows again; ours has kept the image features, plain transformers has not",
+        "the same rows again; idefics has kept the image features, plain transformers has not",
         "rows/s",
         [later.rates(side, rows) for side in _SIDES],
     )
@@ -152,7 +152,7 @@ def _compare(order: TuneOrder, parts: Sequence[_Steps]) -> Agreement:
     good = sum(each <= allowed for each in apart)  # NaN is not
     tokens = sum(report.labelled for report in ours) // len(ours)
     text = (
-        f"loss {ours[0].loss:.4g} to {ours[-1].loss:.4g} (ours) and {plain[0].loss:.4g} to "
+        f"loss {ours[0].loss:.4g} to {ours[-1].loss:.4g} (idefics) and {plain[0].loss:.4g} to "
         f"{plain[-1].loss:.4g} in {counted(len(ours), 'step')} of about {tokens} labelled tokens, "
         f"at most {max(apart):.1e} apart ({allowed:g} allowed)"
     )

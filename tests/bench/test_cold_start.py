@@ -169,7 +169,7 @@ def test_every_figure_has_a_process_and_the_sides_take_turns() -> None:
     assert [order.side for order in processes.orders] == ["ours", "plain", "plain", "ours"]
     start, load, memory = report.rows
     assert (start.ours.values, start.plain.values) == ((4.0, 4.0), (8.0, 8.0))
-    assert "alone takes 2.00 s; ours takes 2.00 times as long" in start.notes[0]
+    assert "alone takes 2.00 s; idefics takes 2.00 times as long" in start.notes[0]
     assert load.ours.values == (0.5, 0.5)
     assert memory.ours.values == (1.0, 1.0)
     assert all(row.agreement.agrees for row in report.rows)

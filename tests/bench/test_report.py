@@ -58,12 +58,12 @@ def test_the_table_is_plain_text_with_what_a_reader_must_know() -> None:
     )
     assert render_report(report, "demo on a \x1b[31mmachine").splitlines() == [
         "demo on a \u241b[31mmachine",
-        "                     ours  transformers    ratio    rounds from … to  answers",
-        "chat: second turn  2.00 s        4.00 s    2.00x  2.00x … 4.00x, n=3  equal",
-        "chat: second turn  2.00 s        4.00 s  2.00x *  2.00x … 4.00x, n=3  DIFFER",
-        "medians; a ratio above 1 means that ours is faster, or needs less memory",
+        "                   idefics  transformers    ratio    rounds from … to  answers",
+        "chat: second turn   2.00 s        4.00 s    2.00x  2.00x … 4.00x, n=3  equal",
+        "chat: second turn   2.00 s        4.00 s  2.00x *  2.00x … 4.00x, n=3  DIFFER",
+        "medians; a ratio above 1 means that idefics is faster, or needs less memory",
         "memory bandwidth meanwhile: 10.0 to 11.0 GB/s",
-        "gap: how much worse than the best a token of ours is in transformers' own logits, in "
+        "gap: how much worse than the best a token of idefics is in transformers' own logits, in "
         "standard deviations of these (a random token: about 4)",
         "  chat: second turn: something to know",
         "  chat: second turn: something to know",

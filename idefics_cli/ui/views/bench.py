@@ -10,7 +10,7 @@ from idefics_cli.core.text import one_line
 from idefics_cli.core.units import counted
 from idefics_cli.ui.terminal.console import Console, write
 
-_HEAD = ("", "ours", "transformers", "ratio", "rounds from … to", "answers")
+_HEAD = ("", "idefics", "transformers", "ratio", "rounds from … to", "answers")
 # On a narrower terminal, rich would cut off digits in the cells of the table, so there is no table.
 _LEAST_COLUMNS = 76
 _ERASE = "\r\x1b[2K"
@@ -101,7 +101,11 @@ def _paragraphs(report: Report) -> list[str]:
     lines = []
     for row in report.rows:
         name, ours, plain, ratio, spread, answers = _cells(row)
-        lines += [name, f"  ours {ours}, transformers {plain}", f"  {ratio} ({spread}), {answers}"]
+        lines += [
+            name,
+            f"  idefics {ours}, transformers {plain}",
+            f"  {ratio} ({spread}), {answers}",
+        ]
     return lines
 
 
@@ -173,15 +177,15 @@ def _remarks(report: Report) -> list[str]:
 def _legend(rows: Sequence[ReportRow]) -> list[str]:
     if not rows:
         return ["nothing was measured"]
-    lines = ["medians; a ratio above 1 means that ours is faster, or needs less memory"]
+    lines = ["medians; a ratio above 1 means that idefics is faster, or needs less memory"]
     readings = [v for row in rows if row.reference for v in row.reference.values]
     if readings:
         low, high = min(readings), max(readings)
         lines.append(f"memory bandwidth meanwhile: {_digits(low)} to {_digits(high)} GB/s")
     if any(row.agreement.gap is not None for row in rows):
         lines.append(
-            "gap: how much worse than the best a token of ours is in transformers' own logits, in "
-            "standard deviations of these (a random token: about 4)"
+            "gap: how much worse than the best a token of idefics is in transformers' own logits, "
+            "in standard deviations of these (a random token: about 4)"
         )
     return lines
 
