@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -39,10 +39,10 @@ def _probe_machine() -> Machine:
     return probe_machine()
 
 
-def _warm_up(count: int) -> WarmProcesses:
+def _warm_up(devices: Sequence[str]) -> WarmProcesses:
     from idefics_cli.caption.executors.warm import WarmProcesses
 
-    return WarmProcesses(count)
+    return WarmProcesses(len(devices), forks={*devices} == {"cpu"})
 
 
 def _broken_packages() -> Mapping[str, str]:
@@ -104,7 +104,7 @@ class Services:
         stdin: Standard input in bytes; None if it is closed.
         make_factory: Returns the engine factory for a `LoadSpec`.
         probe: Describes this machine.
-        warm_up: Starts processes for workers; None if they must not start early.
+        warm_up: Starts processes for workers on devices; None if they must not start early.
         broken_packages: Returns the packages that cannot be imported, each with the reason. This
             takes seconds.
         failing_kernels: Runs the self-tests of the kernels of a plan, and returns the failures.
@@ -122,7 +122,7 @@ class Services:
     stdin: BinaryIO | None = field(default_factory=_stdin)
     make_factory: Callable[[LoadSpec], EngineFactory] = engine_factory
     probe: Callable[[], Machine] = _probe_machine
-    warm_up: Callable[[int], WarmProcesses] | None = _warm_up
+    warm_up: Callable[[Sequence[str]], WarmProcesses] | None = _warm_up
     broken_packages: Callable[[], Mapping[str, str]] = _broken_packages
     failing_kernels: Callable[[LoadSpec], Collection[str]] = _failing_kernels
     probe_gpus: Callable[[Path, Verdicts, Machine, Shape], Verdicts] = _probe_gpus

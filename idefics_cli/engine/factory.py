@@ -10,6 +10,7 @@ from idefics_cli.core.errors import IdeficsError, MemoryLimitError
 from idefics_cli.core.imports import import_transformers, quick_imports
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.engine.protocol import Engine, EngineFactory
+from idefics_cli.models.families.classes import import_bases
 from idefics_cli.models.families.compiler_imports import without_compiler
 
 if TYPE_CHECKING:
@@ -33,12 +34,13 @@ def engine_factory(spec: LoadSpec) -> EngineFactory:
 
 
 def import_engine() -> None:
-    """Import what a local engine needs, so that a factory returns sooner.
+    """Import what local engines of all families need, so that a factory returns sooner.
 
     If that fails, the factory tells why.
     """
     with suppress(ImportError, OSError, MemoryError):
         _import_local_engine()
+        import_bases()
 
 
 def _remote_engine(spec: LoadSpec, *, progress: Progress | None = None) -> Engine:

@@ -140,7 +140,7 @@ def test_python_is_always_started_without_the_current_folder() -> None:
         for path in package.rglob("*.py")
     }
     found = {name: lines for name, lines in starts.items() if lines}
-    assert sorted(found) == ["bench/cold_start/processes.py", "caption/executors/warm.py"]
+    assert sorted(found) == ["bench/cold_start/processes.py", "caption/executors/worker_process.py"]
     assert all('[sys.executable, "-P", ' in line for lines in found.values() for line in lines)
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 from idefics_cli.caption.events import RunEvent, Stopping, WorkerLost, WorkerShares
 from idefics_cli.caption.executors import MakeExecutor
 from idefics_cli.caption.executors.processes import process_executor
+from idefics_cli.caption.executors.warm import WarmProcesses
 from idefics_cli.caption.outcome import RunOutcome
 from idefics_cli.caption.runner import run_captions
 from idefics_cli.cli.services import Services
@@ -38,11 +39,14 @@ class Answers:
         deadly: Key of a picture whose answer kills the process.
         prints: Whether it prints to stdout first.
         seconds: How long an answer takes.
+        folder: Where processes note that they answer, and wait until two do; "" for no wait. On a
+            busy machine, one may start seconds later.
     """
 
     deadly: str = ""
     prints: bool = False
     seconds: float = 0.0
+    folder: str = ""
 
     def __call__(self, request: GenerationRequest) -> str:
         if request.attachments[0].source == self.deadly:
@@ -50,14 +54,25 @@ class Answers:
         if self.prints:
             sys.stdout.write("a library says something\n")
             os.write(1, b"and so does its C code\n")
+        if self.folder:
+            Path(self.folder, str(os.getpid())).touch()
+            deadline = time.monotonic() + 60
+            while len(os.listdir(self.folder)) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
         time.sleep(self.seconds)
         return str(os.getpid())
 
 
-def workers(answers: Callable[[GenerationRequest], str], count: int = 2) -> MakeExecutor:
+@pytest.fixture(scope="module", params=["started", "forked"])
+def warm(request: pytest.FixtureRequest) -> Iterator[WarmProcesses]:
+    """What starts the processes: each by itself, or all by one that has imported the libraries."""
+    with WarmProcesses(0, forks=request.param == "forked") as warm:
+        yield warm
+
+
+def workers(answers: Callable[[GenerationRequest], str], warm: WarmProcesses) -> MakeExecutor:
     factory = EngineOf(FakeEngine(answers))
-    named = [(f"cpu:{number}", factory) for number in range(count)]
-    return partial(process_executor, workers=named)
+    return partial(process_executor, workers=[("cpu:0", factory), ("cpu:1", factory)], warm=warm)
 
 
 def caption(
@@ -89,9 +104,12 @@ def pids(records: list[CaptionRecord]) -> set[int]:
     return {int(record.caption) for record in records if record.caption}
 
 
-def test_the_records_come_in_order_from_two_processes_which_then_end() -> None:
+def test_the_records_come_in_order_from_two_processes_which_then_end(
+    tmp_path: Path, warm: WarmProcesses
+) -> None:
     sink, events = RecordList(), list[RunEvent]()
-    outcome = caption(workers(Answers(seconds=0.01)), sink, on_event=events.append)
+    answers = Answers(folder=str(tmp_path))
+    outcome = caption(workers(answers, warm), sink, on_event=events.append)
 
     assert outcome == RunOutcome(25, 0)
     assert [record.file_name for record in sink.records] == list(NAMES)
@@ -116,14 +134,18 @@ def test_a_worker_uses_the_processors_that_it_is_given() -> None:
     assert {record.caption for record in sink.records} == {f"[{first}]"}
 
 
-def test_what_workers_print_is_not_among_the_records(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_workers_print_is_not_among_the_records(
+    warm: WarmProcesses, capfd: pytest.CaptureFixture[str]
+) -> None:
     sink = RecordList()
-    caption(workers(Answers(prints=True)), sink)
+    caption(workers(Answers(prints=True), warm), sink)
     assert len(sink.records) == 25
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_pictures_go_back() -> None:
+def test_a_worker_that_is_killed_is_replaced_and_its_pictures_go_back(
+    tmp_path: Path, warm: WarmProcesses
+) -> None:
     sink, events, killed = RecordList(), list[RunEvent](), list[int]()
 
     def on_event(event: RunEvent) -> None:
@@ -132,7 +154,8 @@ def test_a_worker_that_is_killed_is_replaced_and_its_pictures_go_back() -> None:
             killed.append(int(event.caption or 0))
             os.kill(killed[0], signal.SIGKILL)
 
-    assert caption(workers(Answers(seconds=0.02)), sink, on_event=on_event) == RunOutcome(25, 0)
+    answers = Answers(seconds=0.02, folder=str(tmp_path))
+    assert caption(workers(answers, warm), sink, on_event=on_event) == RunOutcome(25, 0)
     assert [record.file_name for record in sink.records] == list(NAMES)
     assert len(pids(sink.records)) == 3
     (lost,) = [event for event in events if isinstance(event, WorkerLost)]
@@ -141,16 +164,18 @@ def test_a_worker_that_is_killed_is_replaced_and_its_pictures_go_back() -> None:
     assert not any(map(runs, pids(sink.records)))
 
 
-def test_a_picture_that_kills_two_workers_is_a_failed_record() -> None:
+def test_a_picture_that_kills_two_workers_is_a_failed_record(warm: WarmProcesses) -> None:
     sink = RecordList()
-    assert caption(workers(Answers(deadly="11.jpg")), sink) == RunOutcome(24, 1)
+    assert caption(workers(Answers(deadly="11.jpg"), warm), sink) == RunOutcome(24, 1)
     assert [record.file_name for record in sink.records] == list(NAMES)
     (bad,) = [record for record in sink.records if record.error]
     assert (bad.file_name, bad.error_kind) == ("11.jpg", "worker_died")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_after_the_first_signal_workers_finish_their_batches(number: signal.Signals) -> None:
+def test_after_the_first_signal_workers_finish_their_batches(
+    warm: WarmProcesses, number: signal.Signals
+) -> None:
     events: list[RunEvent] = []
 
     class Pressing(RecordList):
@@ -160,14 +185,14 @@ def test_after_the_first_signal_workers_finish_their_batches(number: signal.Sign
                 signal.raise_signal(number)
 
     sink = Pressing()
-    outcome = caption(workers(Answers(seconds=0.02)), sink, on_event=events.append)
+    outcome = caption(workers(Answers(seconds=0.02), warm), sink, on_event=events.append)
     assert outcome.end == "interrupted"
     assert 3 <= len(sink.records) == outcome.captioned < 25
     assert events.count(Stopping()) == 1
     assert not any(map(runs, pids(sink.records)))
 
 
-def test_a_second_signal_kills_the_workers_at_once() -> None:
+def test_a_second_signal_kills_the_workers_at_once(warm: WarmProcesses) -> None:
     class Pressing(RecordList):
         def write(self, record: CaptionRecord) -> None:
             super().write(record)
@@ -177,13 +202,14 @@ def test_a_second_signal_kills_the_workers_at_once() -> None:
 
     sink = Pressing()
     with pytest.raises(KeyboardInterrupt):
-        caption(workers(Answers(seconds=0.02)), sink)
+        caption(workers(Answers(seconds=0.02), warm), sink)
     assert 3 <= len(sink.records) < 25
     assert not any(map(runs, pids(sink.records)))
 
 
 PROGRAM = """
 import sys
+from idefics_cli.caption.executors.warm import WarmProcesses
 from idefics_cli.caption.runner import run_captions
 from tests.caption.test_processes import Answers, workers
 from tests.support.captioning import describe, photo_job
@@ -192,18 +218,22 @@ from tests.support.fakes import EngineOf, FakeEngine
 def write(record):
     print(record.caption, flush=True)
 
-result = run_captions(
-    photo_job([f"{n}.jpg" for n in range(1000)], batch_size=2),
-    EngineOf(FakeEngine(describe)), write, make_executor=workers(Answers(seconds=0.02)), workers=2,
-)
+with WarmProcesses(0, forks=sys.argv[1] == "forked") as warm:
+    result = run_captions(
+        photo_job([f"{n}.jpg" for n in range(1000)], batch_size=2),
+        EngineOf(FakeEngine(describe)),
+        write,
+        make_executor=workers(Answers(seconds=0.02), warm),
+        workers=2,
+    )
 print(result.end)
 """
 
 
-@pytest.fixture
-def program() -> subprocess.Popen[str]:
+@pytest.fixture(params=["started", "forked"])
+def program(request: pytest.FixtureRequest) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", PROGRAM, request.param],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

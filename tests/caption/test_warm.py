@@ -71,7 +71,7 @@ def test_a_process_that_dies_of_an_errand_answers_none(
     with WarmProcesses(1) as warm:
         assert warm.ask(function) is None
         replaced = warm.take_process()
-        assert is_running(replaced.process_id)
+        assert not replaced.has_ended
         replaced.kill()
         replaced.wait()
         replaced.close()

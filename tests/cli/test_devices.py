@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,11 +85,11 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
 
 
 class Started(WarmProcesses):
-    """Notes how many processes should start, and starts none."""
+    """Notes which processes should start, and starts none."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, devices: Sequence[str]) -> None:
         super().__init__(0)
-        self.count, self.is_closed = count, False
+        self.devices, self.is_closed = devices, False
 
     def close(self) -> None:
         """Note the call."""
@@ -98,8 +99,8 @@ class Started(WarmProcesses):
 def test_processes_start_before_the_plan_and_end_with_the_command() -> None:
     started: list[Started] = []
 
-    def warm_up(count: int) -> WarmProcesses:
-        started.append(Started(count))
+    def warm_up(devices: Sequence[str]) -> WarmProcesses:
+        started.append(Started(devices))
         return started[-1]
 
     def start(*arguments: str) -> Ran:
@@ -107,7 +108,9 @@ def test_processes_start_before_the_plan_and_end_with_the_command() -> None:
         return run(*words, services=replace(services(MACHINE), warm_up=warm_up))
 
     assert start("--devices", "cuda:0,cpu:2").code == 2  # this machine has no GPU
-    assert [(each.count, each.is_closed) for each in started] == [(3, True)]
+    assert [(each.devices, each.is_closed) for each in started] == [
+        (["cuda:0", "cpu", "cpu"], True)
+    ]
     assert start("--devices", "all").code == 2
     assert start("--devices", "cpu:65").code == 2
     assert start("--devices", "cpu:2", "--dry-run").code == 0

@@ -13,7 +13,8 @@ from idefics_cli.caption.executors.base import NamedFactory
 from idefics_cli.caption.executors.event_stream import EventReader
 from idefics_cli.caption.executors.reading import MakeReader, PictureReader
 from idefics_cli.caption.executors.remote import RemoteExecutor
-from idefics_cli.caption.executors.warm import READ_BYTES, WarmProcesses, WorkerProcess
+from idefics_cli.caption.executors.warm import READ_BYTES, WarmProcesses
+from idefics_cli.caption.executors.worker_process import WorkerProcess
 from idefics_cli.caption.executors.worker_protocol import (
     Hire,
     Inbox,

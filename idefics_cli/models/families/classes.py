@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
     from transformers.processing_utils import ProcessorMixin
 
+_BASES = (
+    "transformers.modeling_utils",
+    "transformers.generation.utils",
+    "transformers.processing_utils",
+)
+
 
 def import_class(path: str) -> type:
     """Return the class that *path* names, as "module:Class"."""
@@ -38,6 +44,12 @@ def _import(module: str) -> None:
     with quick_imports(), without_compiler():
         import_transformers()
         importlib.import_module(module)
+
+
+def import_bases() -> None:
+    """Import the modules on which the classes of all families depend."""
+    for module in _BASES:
+        _import(module)
 
 
 def config_class(model_type: str) -> type[PreTrainedConfig]:

@@ -73,8 +73,8 @@ def warm_up(invocation: Invocation) -> WarmProcesses | None:
         return None
     if settings.devices is None or settings.devices == _ALL:
         return None
-    count = len(_named(settings.devices))
-    return start(count) if count <= MOST_WORKERS else None
+    devices = _named(settings.devices)
+    return start(devices) if len(devices) <= MOST_WORKERS else None
 
 
 def plan_workers(
