@@ -169,7 +169,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Store]]:
     known = vars(import_module("fsspec.registry"))["_registry"]
     for protocol in Store.protocol:
         monkeypatch.setitem(known, protocol, Store)
-    for kept in (Store.store, Store.errors, Store.reads, Store.failed):
+    for kept in (Store.store, Store.errors, Store.reads, Store.failed, Store.readers):
         kept.clear()
     Store.fails_each = 0
     monkeypatch.setattr("idefics_cli.images.remote.FIRST_WAIT_SECONDS", 0.001)

@@ -7,12 +7,15 @@ shown: a message has only the kind of the error.
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from queue import Empty, SimpleQueue
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -39,6 +42,7 @@ _DEADLINE_READS = 10  # as in `download`
 _TRANSIENT = re.compile(
     r"timeout|timedout|connection|disconnected|throttl|slowdown|unavailable|eof"
 )
+_DENIED = re.compile(r"credential|authentication")
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _WILD = re.compile(r"[*?[]")
@@ -74,9 +78,8 @@ def read_remote(
         ImageError: Of the kind `fetch_failed`, `missing`, or `too_large` if there are more than
             `limits.max_bytes` bytes.
     """
-    system = _system(url)
 
-    def read() -> bytes:
+    def read(system: Any) -> bytes:
         data: bytes = system.cat_file(_path(system, url), start=0, end=limits.max_bytes + 1)
         return data
 
@@ -99,31 +102,34 @@ def list_remote(url: str, limits: ImageLimits, *, recursive: bool) -> Iterator[R
     Raises:
         ImageError: If there is no such file, or it cannot be listed.
     """
-    system = _system(url)
     wild = _WILD.search(url)
     root = url[: wild.start()].rpartition("/")[0] if wild else url
-    base = _path(system, root).rstrip("/")
 
-    def tried(action: Callable[[], _Result]) -> _Result:
+    def tried(action: Callable[[Any], _Result]) -> _Result:
         return _tried(action, url, limits, time.sleep)
 
+    base = tried(lambda system: _path(system, root).rstrip("/"))
     if wild:
-        found = tried(lambda: system.glob(_path(system, url), detail=True))
+        found = tried(lambda system: system.glob(_path(system, url), detail=True))
         yield from (_file(p, facts, root, base) for p, facts in found.items() if _is_file(facts))
         return
-    facts = tried(lambda: system.info(base))
+    facts = tried(lambda system: system.info(base))
     if _is_file(facts):
         yield _file(base, facts, root, base)
         return
     folders = [base]
     while folders:
         folder = folders.pop()
-        for each in tried(partial(system.ls, folder, detail=True)):
+        for each in tried(partial(_list, folder)):
             path = each["name"].rstrip("/")
             if _is_file(each) and path != folder:
                 yield _file(path, each, root, base)
             elif each["type"] == "directory" and recursive and path != folder:
                 folders.append(path)
+
+
+def _list(folder: str, system: Any) -> Any:
+    return system.ls(folder, detail=True)
 
 
 def _is_file(facts: Mapping[str, Any]) -> bool:
@@ -151,35 +157,66 @@ def _stamp(facts: Mapping[str, Any]) -> str | None:
 
 # Any: fsspec has no types.
 @lru_cache(maxsize=64)
-def _system_of(protocol: str, place: str) -> Any:
-    import fsspec
-
+def _system_of(place: str) -> Any:
     # Listings are not kept: a store can have millions of files.
-    options = {} if protocol == "sftp" else {"use_listings_cache": False}
-    system, _ = fsspec.core.url_to_fs(place, **options)
-    return system
+    return _connect(place, use_listings_cache=False)
+
+
+# Any: fsspec has no types.
+@lru_cache(maxsize=64)
+def _idle_servers(place: str) -> SimpleQueue[Any]:
+    """Return the connections to an SFTP server that no thread uses."""
+    return SimpleQueue()
 
 
 def forget_stores() -> None:
     """Forget the connections to all stores, for example because their settings have changed."""
     _system_of.cache_clear()
+    _idle_servers.cache_clear()
 
 
-def _system(url: str) -> Any:
+def _do(action: Callable[[Any], _Result], url: str) -> _Result:
+    """Call *action* with the file system of *url*."""
     protocol = url.partition("://")[0].lower()
-    package, install = _PACKAGES[protocol]
-    # A server of SFTP is one file system; in the stores, a bucket is a part of the path.
-    host = url.split("/", 3)[2] if protocol == "sftp" else "x"
+    if protocol == "sftp":
+        return _do_sftp(action, f"{protocol}://{url.split('/', 3)[2]}")
+    # A bucket of a store is a part of the path.
+    return action(_system_of(f"{protocol}://x"))
+
+
+def _do_sftp(action: Callable[[Any], _Result], place: str) -> _Result:
+    """Call *action* with a connection to the server *place*, which nobody else uses.
+
+    If two threads share a connection, paramiko 5.1 drops an answer, and one waits for ever (in
+    `SFTPClient._read_response`). It does not connect again if a connection is lost.
+    """
+    idle = _idle_servers(place)
     try:
-        return _system_of(protocol, f"{protocol}://{host}")
-    except ImportError as error:
-        raise ImageError(
-            f"cannot read `{describe_source(url)}`: {package} is not installed",
-            kind="unsupported",
-            hint=install,
-        ) from error
-    except Exception as error:  # each store has errors of its own
-        raise _failed(url, error) from error
+        system = idle.get_nowait()
+    except Empty:
+        system = _connect(place, skip_instance_cache=True)
+    try:
+        result = action(system)
+    except _PERMANENT:
+        idle.put(system)
+        raise
+    except Exception:  # then all connections may be lost
+        with suppress(Empty):
+            while True:
+                idle.get_nowait()
+        raise
+    idle.put(system)
+    return result
+
+
+def _connect(place: str, **options: bool) -> Any:
+    import fsspec
+
+    # What a library logs, which can quote addresses, would be printed if there were no handler.
+    package, _ = _PACKAGES[place.partition("://")[0]]
+    logging.getLogger(package).addHandler(logging.NullHandler())
+    system, _ = fsspec.core.url_to_fs(place, **options)
+    return system
 
 
 def _path(system: Any, url: str) -> str:
@@ -189,11 +226,11 @@ def _path(system: Any, url: str) -> str:
 
 
 def _tried(
-    action: Callable[[], _Result], url: str, limits: ImageLimits, wait: Callable[[float], None]
+    action: Callable[[Any], _Result], url: str, limits: ImageLimits, wait: Callable[[float], None]
 ) -> _Result:
     seconds = limits.download_seconds or limits.timeout_seconds * _DEADLINE_READS
     for number in range(_TRIES):
-        result = in_background(action, name="remote-read")
+        result = in_background(partial(_do, action, url), name="remote-read")
         try:
             return result.result(timeout=seconds)
         except TimeoutError as error:
@@ -202,6 +239,13 @@ def _tried(
                     url, f"took longer than {counted(float(seconds), 'second')}"
                 ) from error
             failure: Exception = error
+        except ImportError as error:
+            package, install = _PACKAGES[url.partition("://")[0].lower()]
+            raise ImageError(
+                f"cannot read `{describe_source(url)}`: {package} is not installed",
+                kind="unsupported",
+                hint=install,
+            ) from error
         except Exception as error:  # each store has errors of its own
             failure = error
         if number == _TRIES - 1 or not _may_pass(failure):
@@ -216,6 +260,9 @@ def _may_pass(error: BaseException) -> bool:
         return False
     if _status(error) is not None:
         return _status(error) in _TRANSIENT_STATUS
+    # paramiko raises it if a server refuses a connection; its subclasses are for bad keys.
+    if type(error).__name__ == "SSHException":
+        return True
     names = " ".join(kind.__name__ for kind in type(error).__mro__).lower()
     return isinstance(error, OSError | TimeoutError) or _TRANSIENT.search(names) is not None
 
@@ -245,9 +292,9 @@ def _failed(url: str, error: Exception) -> ImageError:
             url, "it is no valid address", "a `**` must stand alone between slashes"
         )
     kind = type(error).__name__
-    if isinstance(error, PermissionError) or "credential" in kind.lower():
-        return _fetch_failed(url, "access is denied", "check the credentials of this store")
     status = _status(error)
+    if isinstance(error, PermissionError) or status in (401, 403) or _DENIED.search(kind.lower()):
+        return _fetch_failed(url, "access is denied", "check the credentials of this store")
     reason = kind if status is None else f"status {status}"
     tries = f", {_TRIES} times" if _may_pass(error) else ""
     return _fetch_failed(url, f"{reason}{tries}", "try again later")

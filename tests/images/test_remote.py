@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -72,7 +74,7 @@ def test_errors_that_may_pass_are_tried_again_and_others_are_not(store: type[Sto
     store.errors += [SlowDownError(503)] * 5
     assert str(error_of("s3://b/z.png")) == "cannot fetch `s3://b/z.png`: status 503, 5 times"
     store.errors[:] = [SlowDownError(403)] * 2
-    assert str(error_of("s3://b/z.png")) == "cannot fetch `s3://b/z.png`: status 403"
+    assert str(error_of("s3://b/z.png")) == "cannot fetch `s3://b/z.png`: access is denied"
     assert len(store.errors) == 1
     store.errors[:] = [PermissionError("hunter2")]
     assert error_of("s3://b/z.png").hint == "check the credentials of this store"
@@ -112,3 +114,39 @@ def test_a_store_that_hangs_is_given_up(
     release.set()
 
     assert str(error) == "cannot fetch `s3://b/z.png`: took longer than 0.05 seconds"
+
+
+def test_reads_at_the_same_time_have_connections_of_their_own(
+    store: type[Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "sftp://me@b/p/a.png"
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(store, "meeting", Barrier(2))
+        assert all(is_the_picture(each) for each in pool.map(load, [url, url]))
+    load(url)
+    first, second, third = map(id, store.readers)
+    assert first != second
+    assert third in (first, second)
+
+
+def test_after_a_lost_connection_all_are_new(
+    store: type[Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "sftp://me@b/p/a.png"
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(store, "meeting", Barrier(2))
+        assert all(is_the_picture(each) for each in pool.map(load, [url, url]))
+    store.errors.append(OSError("Socket is closed"))
+    assert read_remote(url, ImageLimits(), wait=lambda seconds: None) == PICTURE
+    first, second, third = map(id, store.readers)
+    assert third not in (first, second)
+
+
+def test_a_password_that_is_wrong_is_not_tried_again(store: type[Store]) -> None:
+    class AuthenticationException(Exception):
+        pass
+
+    store.errors.append(AuthenticationException())
+    error = error_of("sftp://me:hunter2@b/p/a.png")
+    assert str(error).endswith("access is denied")
+    assert not store.errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Barrier
 from typing import Any, ClassVar
 
 from fsspec.implementations.memory import MemoryFileSystem
@@ -15,6 +16,8 @@ class Store(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
         reads: The ranges that were read.
         fails_each: The number of reads of which one fails; 0 for none.
         failed: The paths of these reads.
+        readers: The file system of each read.
+        meeting: Where the reads wait for each other; None for no wait.
     """
 
     protocol = ("s3", "sftp")
@@ -24,6 +27,8 @@ class Store(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
     reads: ClassVar[list[tuple[int, int]]] = []
     fails_each: ClassVar[int] = 0
     failed: ClassVar[list[str]] = []
+    readers: ClassVar[list[object]] = []
+    meeting: ClassVar[Barrier | None] = None
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -37,6 +42,9 @@ class Store(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
     def cat_file(self, path: str, start: int = 0, end: int = 0, **more: Any) -> bytes:
         self._fail()
         self.reads.append((start, end))
+        self.readers.append(self)
+        if self.meeting is not None:
+            self.meeting.wait(30)
         if self.fails_each and len(self.reads) % self.fails_each == 0:
             self.failed.append(path)
             raise SlowDownError(503)
