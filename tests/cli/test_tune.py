@@ -244,7 +244,7 @@ def test_a_missing_picture_is_named_before_the_model_is_loaded(data: Path) -> No
         ((*SHORT, "--rank", "0"), "--rank must be from 1 to 1024, not `0`"),
         (
             (*SHORT, "--epochs", "1e308"),
-            "--epochs must be more than 0 and at most 100000, not `1e308`",
+            "--epochs must be more than 0 and at most 100000, not `1e+308`",
         ),
         ((*SHORT, "--dropout", "1"), "--dropout must be less than 1, not `1`"),
         ((*SHORT, "--learn", "some"), "--learn must be all or last, not `some`"),
