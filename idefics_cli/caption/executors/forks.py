@@ -8,6 +8,7 @@ import socket
 import subprocess
 from contextlib import suppress
 from itertools import count
+from threading import RLock
 from typing import IO
 
 from idefics_cli.caption.executors.worker_process import start_python
@@ -41,6 +42,8 @@ class ForkServer(Closing):
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._numbers = count()
         self._answers: dict[bytes, bytes] = {}
+        # A thread must not receive the answer for which another one waits.
+        self._lock = RLock()
         with theirs:
             streams = theirs.fileno(), subprocess.DEVNULL, subprocess.DEVNULL
             self._process = start_python("fork_server", streams)
@@ -82,8 +85,8 @@ class ForkServer(Closing):
         if process_id is None:
             return self._process.poll()
         message = b"%s %d" % (CODE, process_id)
-        self._answers.pop(message, None)
-        with suppress(OSError):
+        with self._lock, suppress(OSError):
+            self._answers.pop(message, None)
             self._control.send(message)
             while message not in self._answers and self._receive():
                 pass
@@ -110,7 +113,7 @@ class ForkServer(Closing):
 
     def _process_id(self, fork: Fork) -> int | None:
         """Return the id of *fork*; None if it has not started."""
-        with suppress(OSError):
+        with self._lock, suppress(OSError):
             while self._receive(socket.MSG_DONTWAIT):
                 pass
         value = self._answers.get(fork.message)
