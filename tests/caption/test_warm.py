@@ -54,6 +54,7 @@ def test_a_warm_process_answers_an_errand_and_then_works() -> None:
 def test_warm_processes_work_together() -> None:
     factory, sink = EngineOf(FakeEngine(answer)), RecordList()
     with WarmProcesses(2) as warm:
+        assert warm.ask(os.getpid) is not None
         make = partial(process_executor, workers=[("a", factory), ("b", factory)], warm=warm)
         job = photo_job(batch_size=2)
         run_captions(job, factory, sink.write, make_executor=make, workers=2)
