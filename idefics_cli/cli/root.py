@@ -23,7 +23,7 @@ from idefics_cli.cli.help.option_suggestions import (
 from idefics_cli.cli.help.overview import overview
 from idefics_cli.cli.invocation import CONSOLE, services_of
 from idefics_cli.cli.services import Services
-from idefics_cli.core.errors import IdeficsError, UsageError
+from idefics_cli.core.errors import IdeficsError, InputError, UsageError
 from idefics_cli.ui.terminal.console import Console
 
 # These errors mean that the disk is full or fails. EPIPE, which means that the reader has closed
@@ -31,6 +31,9 @@ from idefics_cli.ui.terminal.console import Console
 _UNWRITABLE = frozenset(
     {errno.EBADF, errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", -1)}
 )
+
+
+_MOST_SHOWN = 60  # characters of a name that is too long
 
 
 class RootGroup(HelpGroup):
@@ -75,6 +78,12 @@ class RootGroup(HelpGroup):
             return super().invoke(ctx)
         except IdeficsError as error:
             sys.exit(_report(error, ctx.obj, ctx.meta.get(CONSOLE)))
+        except OSError as error:
+            # Looking for a file fails, instead of finding none, if its name is too long.
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            failure = InputError(f"`{str(error.filename)[:_MOST_SHOWN]}…`: the name is too long")
+            sys.exit(_report(failure, ctx.obj, ctx.meta.get(CONSOLE)))
         except typer.TyperException as error:
             if getattr(error, "ctx", None) is not None or not ctx.invoked_subcommand:
                 raise

@@ -99,6 +99,8 @@ class GuardedConnection(H11Protocol):
                     async with asyncio.timeout(self.limits.write_seconds):
                         await self.flow.drain()
                 except TimeoutError:
+                    # `close` would wait for ever to send what the client does not read.
+                    self.transport.abort()
                     raise ClientGoneError from None
             await send(message)
             if message["type"] == "http.response.body":

@@ -80,6 +80,14 @@ def test_a_folder_that_cannot_be_used_is_a_failure(
     _assert_failure(FOLDERS[name].replace("INPUT", "input"), tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize("name", [*FILES, *FOLDERS])
+def test_a_name_that_is_too_long_is_a_failure(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = {**FILES, **FOLDERS}[name].replace("INPUT", "input" * 60 + ".jsonl")
+    _assert_failure(line, tmp_path, monkeypatch)
+
+
 def _assert_failure(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "a.png").write_bytes(png("red"))

@@ -35,7 +35,8 @@ def test_what_is_packed_comes_out_again() -> None:
 
 def test_a_step_is_rounded_to_the_nearest_of_256() -> None:
     steps = int4_kernel.steps_of(torch.arange(256).to(torch.uint8))
-    assert (float(steps[0]), float(steps[-1])) == (2**-15, int4_kernel.LARGEST_STEP)
+    assert float(steps[0]) == int4_kernel.SMALLEST_STEP
+    assert float(steps[-1]) == int4_kernel.LARGEST_STEP
     assert torch.equal(int4_kernel.step_codes(steps), torch.arange(256).to(torch.uint8))
     between = torch.cat([steps[:-1] * 0.51 + steps[1:] * 0.49, steps[1:], torch.zeros(1)])
     nearest = int4_kernel.steps_of(int4_kernel.step_codes(between))
@@ -110,6 +111,15 @@ def test_a_group_beside_far_larger_ones_keeps_its_weights() -> None:
     again = int4_kernel.unpack(quantize(weight))
     for group in (slice(0, 32), slice(32, 64), slice(64, 256)):
         assert relative_error(again[:, group], weight[:, group]) < 0.1
+
+
+@pytest.mark.parametrize("factor", [1e5, 1e6, 1e8, 1e12])
+def test_weights_beside_extreme_ones_are_not_off_by_more_than_themselves(factor: float) -> None:
+    weight = weights(16, 256)
+    weight[:, :32] *= factor
+    again = int4_kernel.unpack(quantize(weight))[:, 32:]
+    assert ((again - weight[:, 32:]).abs() <= weight[:, 32:].abs() + 3e-6 * factor).all()
+    assert relative_error(again, weight[:, 32:]) <= 1
 
 
 def test_weights_of_one_sign_and_zeros_are_rounded() -> None:

@@ -17,6 +17,8 @@ from idefics_cli.models.kernels.int4.kernel import GROUP, LANES, LARGEST_STEP, Z
 from idefics_cli.models.kernels.linear import QuantizedLinear, output_parts
 
 _STEPS = 15
+# The zero of weights from -8 to 7 steps.
+_MIDDLE_ZERO = 8 * ZERO_PARTS
 
 
 class CompiledInt4Linear(QuantizedLinear):
@@ -79,8 +81,9 @@ def _rounded(groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     step = kernel.steps_of(codes) * scale
     # The step may be rounded down, so the middle of the numbers stands for the middle of the group.
     zeros = _STEPS / 2 - (lowest + highest) / 2 / step
-    # A group of zeros only stays exact.
-    zeros = zeros.mul_(ZERO_PARTS).round_().clamp_(0, 255).where(steps != 0, 0)
+    zeros = zeros.mul_(ZERO_PARTS).round_().clamp_(0, 255)
+    # A group whose weights are far smaller than the smallest step becomes exactly 0.
+    zeros = zeros.where(steps >= scale * (kernel.SMALLEST_STEP / 2), _MIDDLE_ZERO)
     numbers = (groups / step[..., None]).add_((zeros / ZERO_PARTS)[..., None])
     numbers = numbers.round_().clamp_(0, _STEPS).to(torch.uint8).flatten(1)
     return numbers, codes, zeros.to(torch.uint8), scale.flatten()

@@ -39,9 +39,9 @@ _HEAD_BYTES = 4 * LANES
 _WEIGHT_BYTES = LANES * GROUP // 2
 _STEPS_AT, _ZEROS_AT = _WEIGHT_BYTES, _WEIGHT_BYTES + LANES
 _GROUP_BYTES = _WEIGHT_BYTES + 2 * LANES
-# A step is a float with 4 bits of exponent and 4 of fraction, from 2 ** -15 to `LARGEST_STEP`,
-# because some groups of an output have weights that are far larger than those of others.
-LARGEST_STEP = 1.9375
+# A step is a float with 4 bits of exponent and 4 of fraction, because some groups of an output have
+# weights that are far larger than those of others.
+SMALLEST_STEP, LARGEST_STEP = 2**-15, 1.9375
 _FRACTION_BITS = 23 - 4
 _EXPONENT_OF_0 = 127 - 15
 # The zero, the number that stands for a weight of 0, is counted in parts of a step.
@@ -67,7 +67,7 @@ def bytes_of_block(width: int) -> int:
 
 
 def step_codes(steps: Tensor) -> Tensor:
-    """Return *steps*, float32 from 0 to `LARGEST_STEP`, rounded to the nearest codes, uint8."""
+    """Return *steps*, float32 up to `LARGEST_STEP`, rounded to the nearest codes, uint8."""
     nearest = (steps.view(torch.int32) + (1 << _FRACTION_BITS - 1)) >> _FRACTION_BITS
     return (nearest - (_EXPONENT_OF_0 << 4)).clamp_(0, 255).to(torch.uint8)
 
