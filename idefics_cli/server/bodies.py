@@ -48,8 +48,7 @@ def check_content_type(headers: Headers) -> None:
     if kind != "application/json" or encoding != "identity":
         raise ApiError(
             415,
-            "the body must be JSON without compression, and the header say so: "
-            "`Content-Type: application/json`",
+            "send JSON without compression, with the header `Content-Type: application/json`",
             code="unsupported_media_type",
         )
 

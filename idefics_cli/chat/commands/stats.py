@@ -16,7 +16,9 @@ def show_stats(context: CommandContext, words: str) -> CommandResult:
     refuse_words(words, "stats")
     chat = context.chat
     done, used = chat.statistics, chat.used()
-    lines = [f"model: {chat.model.name}, {_place(chat)}"]
+    place = _place(chat)
+    # A model on a server has its place in its name.
+    lines = [f"model: {chat.model.name.removesuffix(f' {place}')}, {place}"]
     if used:
         share = used.prompt_tokens / used.context_tokens
         lines.append(f"context: {used.prompt_tokens} of {used.context_tokens} tokens, {share:.0%}")
