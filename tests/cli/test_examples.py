@@ -89,4 +89,4 @@ def test_a_list_without_examples_is_an_error() -> None:
     write_rows("x.jsonl", {"file_name": "a.png", "status": "error"})
     ran, _ = ask("x.jsonl")
 
-    assert tuple(ran) == (2, "", f"error: the list `x.jsonl` has no examples\nhint: {FORM}\n")
+    assert tuple(ran) == (1, "", f"error: the list `x.jsonl` has no examples\nhint: {FORM}\n")

@@ -67,7 +67,7 @@ def test_a_file_without_a_key_is_an_error(tmp_path: Path) -> None:
 
     for name in ("missing", "empty", "binary", "."):
         ran = serve("--api-key-file", str(tmp_path / name))
-        assert (ran.code, ran.out) == (2, ""), name
+        assert (ran.code, ran.out) == (1, ""), name
         assert ran.err.startswith("error: "), name
 
 

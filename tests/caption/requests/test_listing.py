@@ -90,17 +90,17 @@ def test_a_file_that_changes_during_the_run_is_noticed(tmp_path: Path, listed: O
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("data", "kind", "message"),
     [
-        ('{"a": 1}\n'.encode("utf-16"), "is not UTF-8 text"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "is not UTF-8 text"),
-        (b'[{"prompt": "x"}]', "holds a JSON array, not a request a line"),
+        ('{"a": 1}\n'.encode("utf-16"), InputError, "is not UTF-8 text"),
+        (b"\x89PNG\r\n\x1a\n\0\0", InputError, "is not UTF-8 text"),
+        (b'[{"prompt": "x"}]', UsageError, "holds a JSON array, not a request a line"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_as_a_whole(
-    data: bytes, message: str, listed: Open
+    data: bytes, kind: type[Exception], message: str, listed: Open
 ) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(kind, match=message):
         listed(data)
 
 
