@@ -85,7 +85,7 @@ def _take_back(check: Check, engine: LocalEngine, plain: LocalEngine, asker: Ask
         for each in asker.pictures([MIXED[1]] * 2, new_tokens=30)
     ]
     outcomes: SimpleQueue[object] = SimpleQueue()
-    with _memory_runs_out_at(4, 11) as calls:
+    with _memory_runs_out_at(10, 17) as calls:
         for at, request in enumerate(requests):
             engine.submit(request, lambda event, at=at: outcomes.put((at, event)))
         done: dict[int, Completion] = {}
