@@ -63,6 +63,12 @@ READERS = (
 """The readers, in the order in which they are tried."""
 
 
+def check_exists(data: Path) -> None:
+    """Raise InputError if *data* is no file and no folder."""
+    if not data.exists():
+        raise InputError(f"no such file or folder: `{data}`")
+
+
 def find_reader(data: Path, options: ReadOptions) -> Reader:
     """Return the reader of *data*, which is read with *options*.
 
@@ -70,8 +76,7 @@ def find_reader(data: Path, options: ReadOptions) -> Reader:
         InputError: If nothing is there, it cannot be read, or it has no rows to train on.
         UsageError: If it has an unknown shape.
     """
-    if not data.exists():
-        raise InputError(f"no such file or folder: `{data}`")
+    check_exists(data)
     reader = next((reader for reader in READERS if reader.recognises(data, options)), None)
     if reader is not None:
         return reader

@@ -93,15 +93,15 @@ def test_500_mixed_requests_killed_ten_times_are_answered_once_as_one_by_one(
     assert fake.run("r.jsonl", "-o", "whole.jsonl", "--batch-size", "1", command="batch")[0] == 3
     chance = random.Random(4)
     command = ("r.jsonl", "-o", "parts.jsonl", "--batch-size", "7")
-    counts = []
-    for _ in range(10):
+    counts: list[int] = []
+    # On a slow machine, several kills come before the first row, and more of them are needed.
+    while len(counts) < 10 or (len(set(counts)) <= 5 and len(counts) < 40):
         seconds = chance.uniform(0, 0.05)
         after = Path("parts.jsonl.journal")
         fake.run(*command, command="batch", number=signal.SIGKILL, seconds=seconds, after=after)
         counts.append(len(answers("parts.jsonl")))
     assert counts == sorted(counts), "what is written stays"
-    # On a slow machine, several kills come before the first row.
-    assert len(set(counts)) > 3, "the kills hit the run"
+    assert len(set(counts)) > 5, "the kills hit the run"
     assert counts[-1] < 500
 
     assert fake.run(*command, command="batch")[0] == 3

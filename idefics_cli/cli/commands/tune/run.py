@@ -19,12 +19,12 @@ from idefics_cli.core.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     EXIT_PARTIAL,
-    InputError,
     UsageError,
 )
 from idefics_cli.core.paths import display_path
 from idefics_cli.core.units import counted
 from idefics_cli.models.hub.adapters import config_digest
+from idefics_cli.training.data.read import check_exists
 from idefics_cli.training.tuning.card import CardFacts, card, license_in
 from idefics_cli.training.tuning.job import TuneChoices, make_job, settings_of
 from idefics_cli.training.tuning.output import CARD, PLOT, SAMPLES, OutputFolder
@@ -54,8 +54,7 @@ def tune_model(
 ) -> int:
     """Train the chosen model on the chosen data, and return the exit code."""
     # This check comes before all that imports torch.
-    if not Path(chosen.data).exists():
-        raise InputError(f"no such file or folder: `{Path(chosen.data)}`")
+    check_exists(Path(chosen.data))
     try:
         return _tune(invocation, chosen, choices, folder, plots=plots)
     except KeyboardInterrupt:

@@ -112,7 +112,7 @@ class PictureEncoder:
         """
         features, missing = self._find_features(pictures)
         wanted = set(missing)
-        if wanted:
+        if wanted and others:
             missing |= self._find_small(others)
         encoded: dict[Tile, Tensor] = {}
         for group in self.groups(each.picture for each in missing.values()):

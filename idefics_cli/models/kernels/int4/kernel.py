@@ -41,9 +41,9 @@ _STEPS_AT, _ZEROS_AT = _WEIGHT_BYTES, _WEIGHT_BYTES + LANES
 _GROUP_BYTES = _WEIGHT_BYTES + 2 * LANES
 # A step is a float with 4 bits of exponent and 4 of fraction, because some groups of an output have
 # weights that are far larger than those of others.
-SMALLEST_STEP, LARGEST_STEP = 2**-15, 1.9375
 _FRACTION_BITS = 23 - 4
 _EXPONENT_OF_0 = 127 - 15
+SMALLEST_STEP, LARGEST_STEP = 2.0 ** (_EXPONENT_OF_0 - 127), 1.9375
 # The zero, the number that stands for a weight of 0, is counted in parts of a step.
 ZERO_PARTS = 16
 # The kernel needs two float32 values for each group of a row: the scale of the row's numbers, and
@@ -284,11 +284,8 @@ class _Int4Product:
 
     def _step_and_lowest(self, weights: ir.Value, part: int) -> tuple[ir.Value, ir.Value]:
         """Return the steps of one group, and the values that its number 0 stands for."""
-        code, build, f32 = (
-            self._code,
-            self._code.builder,
-            self._code.vector(self._code.f32, self._lanes),
-        )
+        code, build = self._code, self._code.builder
+        f32 = code.vector(code.f32, self._lanes)
         steps, zeros = (self._bytes(weights, start, part) for start in (_STEPS_AT, _ZEROS_AT))
         bits = build.shl(steps, code.same(code.i32, self._lanes, _FRACTION_BITS))
         exponent = code.same(code.i32, self._lanes, _EXPONENT_OF_0 << 23)
