@@ -85,7 +85,7 @@ def _take_back(check: Check, engine: LocalEngine, plain: LocalEngine, asker: Ask
         for each in asker.pictures([MIXED[1]] * 2, new_tokens=30)
     ]
     outcomes: SimpleQueue[object] = SimpleQueue()
-    with _memory_runs_out_at(10, 17) as calls:
+    with _memory_runs_out_for(4) as calls:
         for at, request in enumerate(requests):
             engine.submit(request, lambda event, at=at: outcomes.put((at, event)))
         done: dict[int, Completion] = {}
@@ -95,25 +95,32 @@ def _take_back(check: Check, engine: LocalEngine, plain: LocalEngine, asker: Ask
                 raise event
             if isinstance(event, Completion):
                 done[at] = event
+    failed = calls.count(None)
+    check.tell("times that the memory ran out", failed, ok=failed == 2)
+    # One by one, all replies would take 6 x 30 steps.
     check.tell("steps of replies that were taken back", len(calls), ok=len(calls) < 4 * 30)
     given = [done[at] for at in range(len(requests))]
     _tell_equal(check, "replies that were taken back, as on the CPU", given, plain, requests)
 
 
 @contextmanager
-def _memory_runs_out_at(*numbers: int) -> Iterator[list[int]]:
-    """Let the decode steps of these *numbers* fail; give a list that grows with each step."""
+def _memory_runs_out_for(rows: int) -> Iterator[list[int | None]]:
+    """Let two decode steps of at least *rows* replies fail; give the replies of each step.
+
+    A step that fails is None. Seven steps at least lie between the two.
+    """
     import torch
 
     from idefics_cli.engine.local.decode.sampling import Scores
 
-    whole, calls = Scores.choose_tokens, []
+    whole, calls = Scores.choose_tokens, list[int | None]()
 
-    def choose_tokens(scores: Scores, rows: Sequence[BatchRow]) -> None:
-        calls.append(len(rows))
-        if len(calls) in numbers:
+    def choose_tokens(scores: Scores, active: Sequence[BatchRow]) -> None:
+        fails = len(active) >= rows and calls.count(None) < 2 and None not in calls[-7:]
+        calls.append(None if fails else len(active))
+        if fails:
             raise torch.OutOfMemoryError("CUDA out of memory, as imitated by gpu_check")
-        whole(scores, rows)
+        whole(scores, active)
 
     Scores.choose_tokens = choose_tokens
     try:
