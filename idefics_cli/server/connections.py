@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +18,8 @@ from idefics_cli.server.errors import ApiError
 from idefics_cli.server.exchange import ClientGoneError
 from idefics_cli.server.replies import to_json
 
+# `struct linger`: close at once, and drop what is not sent yet.
+_DROP_UNSENT = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 # After an answer to a request that was not read, at most this many of its bytes are dropped.
 _DROPPED_BYTES = 4 << 20
 
@@ -99,14 +104,24 @@ class GuardedConnection(H11Protocol):
                     async with asyncio.timeout(self.limits.write_seconds):
                         await self.flow.drain()
                 except TimeoutError:
-                    # `close` would wait for ever to send what the client does not read.
-                    self.transport.abort()
+                    self._give_up()
                     raise ClientGoneError from None
             await send(message)
             if message["type"] == "http.response.body":
                 self._writes.flush()
 
         await self._app(scope, receive, send_whole)
+
+    def _give_up(self) -> None:
+        """Drop the connection, and what the client does not read.
+
+        `close` would wait for ever to send it, and after `abort` alone the system would still hold
+        up to megabytes for minutes.
+        """
+        self.transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, _DROP_UNSENT
+        )
+        self.transport.abort()
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and self.cycle.response_started

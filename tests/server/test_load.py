@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import json
 import random
@@ -271,6 +270,17 @@ def test_a_client_that_never_reads_is_given_up(server: HttpServer, engine: Manua
     server.wait_until_idle()
 
 
+def bytes_until_reset(connection: socket.socket) -> int:
+    """Return how many bytes come before the connection is reset; fail if it only ends."""
+    received = 0
+    try:
+        while data := connection.recv(1 << 16):
+            received += len(data)
+    except ConnectionResetError:
+        return received
+    pytest.fail("the connection ended without a reset")
+
+
 def test_a_client_that_stops_reading_is_given_up_after_a_while(engine: ManualEngine) -> None:
     options = ServerOptions(FAKE_SPEC, names=("fake",), silence_seconds=0.1)
     lifetime = Lifetime(drain_seconds=1, connections=ConnectionLimits(write_seconds=0.2))
@@ -288,12 +298,8 @@ def test_a_client_that_stops_reading_is_given_up_after_a_while(engine: ManualEng
         wait_for(lambda: handle.is_ended)
         assert engine.cancelled == 1
         server.wait_until_idle()
-        received = 0
-        with contextlib.suppress(ConnectionError):
-            while data := connection.recv(1 << 16):
-                received += len(data)
-        # The server does not wait for a reader who begins again.
-        assert received < 8_000_000
+        # Neither the server nor the system keeps the rest for a reader who begins again.
+        assert bytes_until_reset(connection) < 100_000
 
 
 # Slow heads and bodies
