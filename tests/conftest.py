@@ -95,10 +95,21 @@ def make_home(tmp_path_factory: pytest.TempPathFactory, compiled_code: Path) -> 
     return make
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_home_of_fixtures(make_home: Callable[[], Path]) -> Iterator[None]:
+    """Do for fixtures of a module or session what `_own_home` does for a test."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _use_home(make_home(), monkeypatch)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_home(make_home: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a developer's settings, sessions and model cache out of the tests."""
-    home = make_home()
+    _use_home(make_home(), monkeypatch)
+
+
+def _use_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("IDEFICS_", "XDG_", "HF_")):
             monkeypatch.delenv(name)

@@ -201,7 +201,8 @@ if __name__ == "__main__":
     else:
         code = ask(sys.argv[1], sys.argv[2:])
         if code < 0:
-            signal.signal(-code, signal.SIG_DFL)
+            if code != -signal.SIGKILL:  # which has no handler
+                signal.signal(-code, signal.SIG_DFL)
             os.kill(os.getpid(), -code)
         # `sys.exit` would flush closed streams.
         os._exit(code)
