@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -198,12 +199,21 @@ def test_a_process_that_fails_does_not_stop_the_other_scenario() -> None:
 
 
 @pytest.mark.parametrize("side", ["ours", "plain"])
-def test_a_child_loads_the_built_in_model_and_answers(side: Side, tmp_path: Path) -> None:
+def test_a_child_loads_the_built_in_model_and_answers(
+    side: Side, tmp_path: Path, warm_python: tuple[str, ...]
+) -> None:
     picture = tmp_path / "picture.png"
     draw(picture, (640, 480), seed=1)
     folder = Path(idefics_cli.__file__).parent / "demo/weights"
     spec = LoadSpec(repo=str(folder), family="idefics2", dtype="float32", threads=1)
-    report = FreshProcesses(FakeClock()).load(LoadOrder(side, spec, folder, picture, 4))
+    order = LoadOrder(side, spec, folder, picture, 4)
+    if side == "ours":
+        report = FreshProcesses(FakeClock()).load(order)
+    else:  # the same child without the seconds for imports
+        program = "from idefics_cli.bench.cold_start.child import main; main()"
+        command = [*warm_python, "-c", program]
+        done = subprocess.run(command, input=pickle.dumps(order), capture_output=True, check=True)
+        report = LoadReport(**json.loads(done.stdout))
 
     assert 0 < report.load_seconds < 60
     assert 50e6 < report.peak_bytes < 2e9

@@ -83,26 +83,34 @@ def _with_programs(folder: Path, python: tuple[str, ...]) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def place(files: Path, tmp_path: Path) -> Path:
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that the commands read, which each test copies."""
+    folder = tmp_path_factory.mktemp("files")
     for name in PICTURES:
-        path = tmp_path / name
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), "red").save(path)
     for name in ("clip.mp4", "clips/a.mp4"):
-        path = tmp_path / name
+        path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(Clip(frames=30).encode())
-    (tmp_path / "shards").mkdir()
-    sample = {"000.jpg": (tmp_path / "photo.jpg").read_bytes(), "000.txt": b"red"}
+    (folder / "shards").mkdir()
+    sample = {"000.jpg": (folder / "photo.jpg").read_bytes(), "000.txt": b"red"}
     for number in range(8):
-        make_tar(tmp_path / "shards" / f"{number:05}.tar", sample)
-    (tmp_path / "rules.txt").write_text("No smoking.\n")
+        make_tar(folder / "shards" / f"{number:05}.tar", sample)
+    (folder / "rules.txt").write_text("No smoking.\n")
     style = {"peft_type": "LORA", "lora_alpha": 8, "base_model_name_or_path": "smolvlm-500m"}
-    (tmp_path / "my-style").mkdir()
-    (tmp_path / "my-style" / "adapter_config.json").write_text(json.dumps(style))
-    save_file({}, tmp_path / "my-style" / "adapter_model.safetensors")
-    (tmp_path / "requests.jsonl").write_text('{"prompt": "Hi!", "image": "photo.jpg"}\n')
-    return tmp_path
+    (folder / "my-style").mkdir()
+    (folder / "my-style" / "adapter_config.json").write_text(json.dumps(style))
+    save_file({}, folder / "my-style" / "adapter_model.safetensors")
+    (folder / "requests.jsonl").write_text('{"prompt": "Hi!", "image": "photo.jpg"}\n')
+    return folder
 
 
 def _environ(place: Path, bin_folder: Path) -> dict[str, str]:
@@ -153,8 +161,9 @@ def test_a_chat_of_readme_begins_answers_and_ends(
     example: Example, place: Path, fresh_bin_folder: Path
 ) -> None:
     pexpect = pytest.importorskip("pexpect")
-    # The first makes the chat that `-c` goes on with.
-    for command in ("idefics chat", example.command):
+    # `-c` goes on with a chat.
+    begin = ["idefics chat"] if " -c " in example.command else []
+    for command in (*begin, example.command):
         child = pexpect.spawn(
             "bash", ["-c", command], cwd=str(place), env=_environ(place, fresh_bin_folder),
             timeout=90, encoding="utf-8",
@@ -168,14 +177,21 @@ def test_a_chat_of_readme_begins_answers_and_ends(
         assert child.exitstatus == 0
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory, bin_folder: Path) -> Path:
+    """The folder with the pictures of `idefics demo`."""
+    folder = tmp_path_factory.mktemp("drawn")
+    ran = _run("idefics-real demo pictures --count 6 -q", folder, bin_folder)
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
 @pytest.mark.parametrize("example", [*filter(_asks_the_model, examples())], ids=str)
 def test_an_answer_that_readme_shows_is_the_answer_of_the_model(
-    example: Example, tmp_path: Path, bin_folder: Path
+    example: Example, drawn: Path, bin_folder: Path
 ) -> None:
-    drawn = _run("idefics-real demo pictures --count 6 -q", tmp_path, bin_folder)
-    assert drawn.returncode == 0, drawn.stderr
     real = example.command.replace("idefics ", "idefics-real ")
-    ran = _run(real, tmp_path, bin_folder)
+    ran = _run(real, drawn, bin_folder)
     assert (ran.returncode, ran.stdout.rstrip()) == (0, example.output), ran.stderr
 
 

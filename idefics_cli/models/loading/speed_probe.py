@@ -51,13 +51,14 @@ class SpeedProbe:
     Args:
         spec: Dtype, quantization and kernels.
         machine: This machine.
+        layers: Number of layers.
     """
 
-    def __init__(self, spec: LoadSpec, machine: Machine) -> None:
+    def __init__(self, spec: LoadSpec, machine: Machine, *, layers: int = _LAYERS) -> None:
         kernels = ChosenKernels(spec.kernels, machine)
         family = replace(find_family(spec.family), text_path="model")
         dtype = getattr(torch, spec.dtype)
-        model = _random_model(dtype)
+        model = _random_model(dtype, layers)
         if kernels.quantizes:
             quantize(model, kernels, family, dtype=dtype)
         elif spec.quantization == "4bit":
@@ -75,7 +76,7 @@ class SpeedProbe:
         states = (1, _KV_HEADS, 2 * _PROMPT_TOKENS, _HEAD_WIDTH)
         self._states = [
             _LayerStates(torch.zeros(states, dtype=dtype), torch.zeros(states, dtype=dtype))
-            for _ in range(_LAYERS)
+            for _ in range(layers)
         ]
         taken = inspect.signature(type(self._text).forward).parameters
         self._cache_name = "cache" if "cache" in taken else "past_key_values"
@@ -105,12 +106,12 @@ class SpeedProbe:
         self._model.get_submodule("lm_head")(hidden)
 
 
-def _random_model(dtype: torch.dtype) -> nn.Module:
+def _random_model(dtype: torch.dtype, layers: int) -> nn.Module:
     config = LlamaConfig(
         vocab_size=_VOCABULARY,
         hidden_size=_WIDTH,
         intermediate_size=2560,
-        num_hidden_layers=_LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=_WIDTH // _HEAD_WIDTH,
         num_key_value_heads=_KV_HEADS,
         head_dim=_HEAD_WIDTH,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from threading import Event
 from typing import cast
@@ -18,9 +20,16 @@ from torch import nn
 
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.types import Completion, GenerationRequest
-from idefics_cli.models.families.spec import PartName
+from idefics_cli.training.examples import TrainingExample
 from idefics_cli.training.targets import LoraChoice
-from idefics_cli.training.tuning.events import Evaluated, Stepped, TargetsChosen, TuneEvent
+from idefics_cli.training.tuning.events import (
+    Evaluated,
+    Evaluating,
+    Saved,
+    Stepped,
+    TargetsChosen,
+    TuneEvent,
+)
 from idefics_cli.training.tuning.files import write_adapter
 from idefics_cli.training.tuning.job import TuneChoices, TuneJob, make_job, settings_of
 from idefics_cli.training.tuning.output import OutputFolder
@@ -54,8 +63,13 @@ def echo(requests: Sequence[GenerationRequest], most_tokens: int) -> list[Comple
     return completions([first if number == 0 else "no" for number in range(len(requests))])
 
 
+@cache
+def examples_of(model: Path) -> list[TrainingExample]:
+    return make_examples(load_tiny(model, KIND).family, 9)
+
+
 def job_of(model: Path, choices: TuneChoices = CHOICES, count: int = 9) -> TuneJob:
-    examples = make_examples(load_tiny(model, KIND).family, count)
+    examples = examples_of(model)[:count]
     return make_job(choices, examples[2:], examples[:2], parameters=1000)
 
 
@@ -101,37 +115,60 @@ def tune(
             run.close()
 
 
-@pytest.mark.parametrize(
-    ("parts", "checkpointing"),
-    [(("text",), False), (("text", "connector", "vision"), True)],
-)
+@dataclass(frozen=True)
+class Whole:
+    """A run with `CHOICES` that nothing disturbed."""
+
+    folder: Path
+    result: TuneResult
+    seen: list[TuneEvent]
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder, seen = tmp_path_factory.mktemp("whole"), list[TuneEvent]()
+    return Whole(folder, tune(model, folder, listen=seen.append), seen)
+
+
 @pytest.mark.parametrize("last", [1, 4, 11])
 def test_a_stopped_run_goes_on_with_the_same_bits(
-    parts: tuple[PartName, ...], checkpointing: bool, last: int, model: Path, tmp_path: Path
+    last: int, whole: Whole, model: Path, tmp_path: Path
 ) -> None:
-    choices = replace(CHOICES, parts=parts, checkpointing=checkpointing)
+    assert stopped_after(last, CHOICES, model, tmp_path) == whole.result
+    assert_same(tmp_path, whole.folder)
+
+
+def test_a_stopped_run_that_learns_the_vision_goes_on_with_the_same_bits(
+    model: Path, tmp_path: Path
+) -> None:
+    choices = replace(CHOICES, parts=("text", "connector", "vision"), checkpointing=True)
+    result = tune(model, tmp_path / "whole", choices=choices)
+    assert stopped_after(4, choices, model, tmp_path / "parts") == result
+    assert_same(tmp_path / "parts", tmp_path / "whole")
+
+
+def stopped_after(last: int, choices: TuneChoices, model: Path, folder: Path) -> TuneResult:
+    """Stop a run after step *last*, and return the result of the run that goes on."""
     stop = Event()
 
     def listen(event: TuneEvent) -> None:
         if isinstance(event, Stepped) and event.step == last:
             stop.set()
 
-    whole = tune(model, tmp_path / "whole", choices=choices)
-    stopped = tune(model, tmp_path / "parts", choices=choices, listen=listen, stop=stop)
+    stopped = tune(model, folder, choices=choices, listen=listen, stop=stop)
     seen: list[TuneEvent] = []
-    rest = tune(model, tmp_path / "parts", choices=choices, listen=seen.append)
+    rest = tune(model, folder, choices=choices, listen=seen.append)
 
     assert (stopped.is_whole, stopped.step) == (False, last)
     assert [e.done for e in seen if isinstance(e, TargetsChosen)] == [last]
     assert [e.step for e in seen if isinstance(e, Stepped)] == list(range(last + 1, 13))
-    assert rest == whole
-    assert_same(tmp_path / "parts", tmp_path / "whole")
+    return rest
 
 
-def test_twenty_kills_change_no_bit(model: Path, tmp_path: Path) -> None:
-    tune(model, tmp_path / "whole")
+def test_ten_kills_change_no_bit(whole: Whole, model: Path, tmp_path: Path) -> None:
     rng = random.Random(3)
     kills, largest = 0, 0
+    kinds = (Saved, TargetsChosen, Stepped, Evaluating, Evaluated)
 
     def listen(event: TuneEvent) -> None:
         nonlocal largest
@@ -139,19 +176,21 @@ def test_twenty_kills_change_no_bit(model: Path, tmp_path: Path) -> None:
             # At most the steps since the last checkpoint are lost; here one is at each tenth.
             assert event.step >= largest - 2
             largest = max(largest, event.step)
-        if rng.random() < 0.35 and kills < 20:
+        is_next = kills < 10 and isinstance(event, kinds[kills % 5])
+        # The event at the start comes only once.
+        if is_next and (isinstance(event, TargetsChosen) or rng.random() < 0.7):
             raise KilledError
 
-    for _ in range(200):
+    for _ in range(100):
         try:
-            result = tune(model, tmp_path / "killed", listen=listen)
+            result = tune(model, tmp_path, listen=listen)
         except KilledError:
             kills += 1
         else:
             break
-    assert kills == 20
+    assert kills == 10  # two at each kind of event
     assert result.is_whole
-    assert_same(tmp_path / "killed", tmp_path / "whole")
+    assert_same(tmp_path, whole.folder)
 
 
 def assert_same(one: Path, two: Path) -> None:
@@ -189,20 +228,22 @@ def test_the_weights_with_the_most_exact_answers_are_kept(model: Path, tmp_path:
     assert {sample.before for sample in result.samples} == {"no"}
 
 
-def test_other_data_or_settings_are_refused_and_named(model: Path, tmp_path: Path) -> None:
-    tune(model, tmp_path)
+def test_other_data_or_settings_are_refused_and_named(
+    whole: Whole, model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole.folder, tmp_path, dirs_exist_ok=True)
     with pytest.raises(UsageError, match=r"settings: rank was 2, now 3; alpha was 4\.0, now 6\.0"):
         tune(model, tmp_path, choices=replace(CHOICES, rank=3))
     with pytest.raises(UsageError, match="settings: the data has changed"):
         tune(model, tmp_path, job=job_of(model, count=8))
 
 
-def test_overwrite_starts_again(model: Path, tmp_path: Path) -> None:
-    tune(model, tmp_path)
+def test_overwrite_starts_again(whole: Whole, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole.folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "mine.txt").write_text("mine")
     OutputFolder(tmp_path, overwrite=True).close()
     assert sorted(os.listdir(tmp_path)) == ["mine.txt", "training.jsonl"]
-    tune(model, tmp_path, choices=replace(CHOICES, rank=3))
+    tune(model, tmp_path, choices=replace(CHOICES, rank=3, epochs=1))
     assert (tmp_path / ADAPTER).exists()
 
 
@@ -220,7 +261,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_the_run_and_the_last_adapter_stays(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Whole, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies: list[bytes] = []
     real = os.fsync
@@ -238,21 +279,16 @@ def test_a_full_disk_ends_the_run_and_the_last_adapter_stays(
     assert (tmp_path / ADAPTER).read_bytes() == copies[0]
     monkeypatch.setattr(os, "fsync", real)
     tune(model, tmp_path)
-    whole = tmp_path.with_name("whole")
-    tune(model, whole)
-    assert_same(tmp_path, whole)
+    assert_same(tmp_path, whole.folder)
 
 
-def test_a_run_is_evaluated_before_at_each_tenth_and_at_the_end(
-    model: Path, tmp_path: Path
-) -> None:
-    seen: list[TuneEvent] = []
-    result = tune(model, tmp_path, listen=seen.append)
-    steps = [event.step for event in seen if isinstance(event, Evaluated)]
+def test_a_run_is_evaluated_before_at_each_tenth_and_at_the_end(whole: Whole) -> None:
+    result = whole.result
+    steps = [event.step for event in whole.seen if isinstance(event, Evaluated)]
     # 12 steps in 4 epochs of 3
     assert steps == sorted({0, *(round(1.2 * k) for k in range(1, 11)), 3, 6, 9, 12})
     assert [each.step for each in result.evaluations] == steps
     assert {(each.exact, each.asked) for each in result.evaluations} == {(1, 2)}
-    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / ADAPTER).values())
+    assert all(tensor.isfinite().all() for tensor in load_file(whole.folder / ADAPTER).values())
     assert result.evaluations[-1].loss < result.evaluations[0].loss
     assert torch.is_grad_enabled()
