@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -16,6 +17,8 @@ from idefics_cli.caption.events import (
     RunEvent,
 )
 from idefics_cli.caption.executors import EXECUTORS, LocalExecutor, MakeExecutor
+from idefics_cli.caption.executors.processes import process_executor
+from idefics_cli.caption.executors.warm import WarmProcesses
 from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.runner import run_captions
 from idefics_cli.core.errors import (
@@ -28,9 +31,8 @@ from idefics_cli.core.types import (
     CaptionRecord,
     Completion,
     GenerationRequest,
-    Progress,
 )
-from idefics_cli.engine.protocol import Engine, OpenImage, Prepared
+from idefics_cli.engine.protocol import OpenImage, Prepared
 from idefics_cli.engine.protocol import Outcome as Answered
 from idefics_cli.models.families.picture import PreparedPicture
 from tests.support.captioning import (
@@ -44,11 +46,26 @@ from tests.support.captioning import (
     texts,
 )
 from tests.support.fakes import EngineOf, FakeEngine, FakeSession
+from tests.support.workers import FailsAlone, TooMany, broken_model, without_libraries
 
-every_executor = pytest.mark.parametrize("executor", EXECUTORS.values(), ids=EXECUTORS)
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcesses]:
+    """What starts a process in milliseconds, by a fork."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(without_libraries(tmp_path_factory.mktemp("libraries")))
+        warm = WarmProcesses(0, forks=True)
+    with warm:
+        yield warm
 
 
-@every_executor
+@pytest.fixture(params=EXECUTORS)
+def executor(request: pytest.FixtureRequest, warm: WarmProcesses) -> MakeExecutor:
+    """Every executor."""
+    found = EXECUTORS[request.param]
+    return partial(process_executor, warm=warm) if found is process_executor else found
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 100])
 def test_any_batch_size_gives_the_captions_of_one_by_one_in_order(
     executor: MakeExecutor, batch_size: int
@@ -61,7 +78,6 @@ def test_any_batch_size_gives_the_captions_of_one_by_one_in_order(
         assert engine.is_closed
 
 
-@every_executor
 def test_any_order_of_the_pictures_gives_the_same_captions(executor: MakeExecutor) -> None:
     shuffled = sorted(NAMES, key=lambda name: name[::-1])
 
@@ -123,7 +139,6 @@ def test_white_space_around_a_caption_is_dropped() -> None:
     assert record.caption == "a cat"
 
 
-@every_executor
 def test_one_bad_file_changes_nothing_for_the_others(executor: MakeExecutor) -> None:
     bad = {
         "03.jpg": ImageError("cannot read `03.jpg`: truncated", kind="truncated", hint="redo it"),
@@ -149,7 +164,6 @@ def test_one_bad_file_changes_nothing_for_the_others(executor: MakeExecutor) -> 
     assert [r.file_name for r in records] == list(NAMES)
 
 
-@every_executor
 def test_a_run_with_nothing_but_bad_files_ends(executor: MakeExecutor) -> None:
     bad = {name: ImageError("bad", kind="not_an_image") for name in NAMES}
     engine = FakeEngine(image_errors=bad)
@@ -160,45 +174,18 @@ def test_a_run_with_nothing_but_bad_files_ends(executor: MakeExecutor) -> None:
         assert engine.is_closed
 
 
-@dataclass(frozen=True)
-class too_many:
-    """The error of a batch with more requests than *limit*."""
-
-    limit: int
-
-    def __call__(self, requests: Sequence[GenerationRequest]) -> Exception | None:
-        return MemoryLimitError("out of memory") if len(requests) > self.limit else None
-
-
-@dataclass(frozen=True)
-class Fails:
-    """The error of a batch with the picture `05.jpg`."""
-
-    error: Exception
-
-    def __call__(self, requests: Sequence[GenerationRequest]) -> Exception | None:
-        bad = any(request.attachments[0].source == "05.jpg" for request in requests)
-        return self.error if bad else None
-
-
-def broken_model(*, progress: Progress | None = None) -> Engine:
-    """Fail to load."""
-    raise ModelError("no such model", hint="another one")
-
-
-@every_executor
 @pytest.mark.parametrize("limit", [1, 2, 3, 7])
 def test_too_little_memory_gives_the_same_records_in_smaller_batches(
     executor: MakeExecutor, limit: int
 ) -> None:
-    engine = FakeEngine(describe, sizes=SIZES, completion_error=too_many(limit))
+    engine = FakeEngine(describe, sizes=SIZES, completion_error=TooMany(limit))
 
     records = run_job(photo_job(batch_size=8), engine, executor)
     assert texts(records) == EXPECTED
 
 
 def test_the_batch_size_that_fits_is_kept_and_reported() -> None:
-    engine = FakeEngine(describe, completion_error=too_many(3))
+    engine = FakeEngine(describe, completion_error=TooMany(3))
     events: list[RunEvent] = []
     run_job(photo_job(batch_size=8), engine, on_event=events.append)
 
@@ -225,10 +212,9 @@ def test_a_picture_that_fits_nowhere_fails_alone_and_the_batches_stay_large() ->
     assert engine.batches[-3:-1] == [8, 8]
 
 
-@every_executor
 @pytest.mark.parametrize("error", [PromptError("too long"), ValueError("a bug"), MemoryError()])
 def test_one_bad_prompt_does_not_fail_its_batch(executor: MakeExecutor, error: Exception) -> None:
-    engine = FakeEngine(describe, sizes=SIZES, completion_error=Fails(error))
+    engine = FakeEngine(describe, sizes=SIZES, completion_error=FailsAlone(error))
     records = run_job(photo_job(), engine, executor)
     assert [record.file_name for record in records if record.error] == ["05.jpg"]
     assert [t for t in texts(records) if t[1]] == [t for t in EXPECTED if t[0] != "05.jpg"]
@@ -254,7 +240,6 @@ def test_a_bug_in_a_reader_becomes_a_record_and_a_traceback_in_the_log(
     assert "Traceback" in caplog.text
 
 
-@every_executor
 def test_a_model_that_does_not_load_ends_the_run_with_its_error(executor: MakeExecutor) -> None:
     before = threading.active_count()
     with pytest.raises(ModelError, match="no such model") as caught:
@@ -263,7 +248,6 @@ def test_a_model_that_does_not_load_ends_the_run_with_its_error(executor: MakeEx
     assert threading.active_count() == before
 
 
-@every_executor
 def test_what_the_model_reports_while_it_loads_is_an_event(executor: MakeExecutor) -> None:
     factory = EngineOf(FakeEngine(describe), phases=["downloading", "reading"])
     events: list[RunEvent] = []

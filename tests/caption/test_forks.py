@@ -8,29 +8,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from idefics_cli.caption.events import RunEvent, WorkerLost
-from idefics_cli.caption.executors.event_stream import EventReader
 from idefics_cli.caption.executors.forks import ForkServer
-from idefics_cli.caption.executors.processes import process_executor
 from idefics_cli.caption.executors.warm import WarmProcesses
 from idefics_cli.caption.executors.worker_process import WorkerProcess
-from idefics_cli.caption.executors.worker_protocol import Errand, WorkerAnswer, WorkerEvent
+from idefics_cli.caption.executors.worker_protocol import Errand
 from idefics_cli.caption.runner import run_captions
 from idefics_cli.cli.services import Services
-from idefics_cli.core.types import CaptionRecord, GenerationRequest
+from idefics_cli.core.types import CaptionRecord
 from tests.support.captioning import NAMES, RecordList, describe, photo_job
 from tests.support.fakes import EngineOf, FakeEngine
+from tests.support.workers import answer_of, answer_parent, two_workers, without_libraries
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks safely")
 
 WAIT_SECONDS = 30
-T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -39,23 +35,19 @@ def server() -> Iterator[ForkServer]:
         yield server
 
 
+@pytest.fixture
+def quick_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let servers start fast; the tests without this fixture use what they really import."""
+    (folder := tmp_path / "libraries").mkdir()
+    monkeypatch.syspath_prepend(without_libraries(folder))
+
+
 def end(process: WorkerProcess) -> int:
     """Kill *process*, and return its exit code."""
     process.kill()
     code = process.wait()
     process.close()
     return code
-
-
-def answer_of(process: WorkerProcess, function: Callable[[], T]) -> T:
-    process.send(Errand(function, answers=True))
-    reader, events = EventReader(), list[WorkerEvent]()
-    while not events:
-        events += reader.feed(os.read(process.pipe, 1 << 16))
-    (answer,) = events
-    assert isinstance(answer, WorkerAnswer)
-    value: T = answer.value
-    return value
 
 
 def state() -> tuple[int, int, int, bool]:
@@ -123,7 +115,7 @@ def test_a_fork_holds_no_pipe_of_another_one(server: ForkServer) -> None:
     end(second)
 
 
-def test_a_fork_is_killed_before_it_starts() -> None:
+def test_a_fork_is_killed_before_it_starts(quick_server: None) -> None:
     with ForkServer() as server:
         process = WorkerProcess(server.fork())
         assert not process.has_ended
@@ -133,33 +125,26 @@ def test_a_fork_is_killed_before_it_starts() -> None:
 
 
 def test_files_of_the_current_folder_are_not_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: Path, monkeypatch: pytest.MonkeyPatch, quick_server: None
 ) -> None:
     for name in ("pickle", "socket", "torch", "transformers"):
-        (tmp_path / f"{name}.py").write_text("open('ran', 'w')\n", "utf-8")
-    monkeypatch.chdir(tmp_path)
+        (here / f"{name}.py").write_text("open('ran', 'w')\n", "utf-8")
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     with ForkServer() as server:
         process = WorkerProcess(server.fork())
-        assert answer_of(process, os.getcwd) == str(tmp_path)
+        assert answer_of(process, os.getcwd) == str(here)
         end(process)
-    assert not (tmp_path / "ran").exists()
-
-
-def answer_parent(request: GenerationRequest) -> str:
-    time.sleep(0.02)
-    return str(os.getppid())
+    assert not (here / "ran").exists()
 
 
 def caption(warm: WarmProcesses, on_event: Callable[[RunEvent], None]) -> list[CaptionRecord]:
     """Caption 25 pictures with two workers, which answer with the id of their parent."""
-    sink, factory = RecordList(), EngineOf(FakeEngine(answer_parent))
-    named = [("cpu:0", factory), ("cpu:1", factory)]
+    sink = RecordList()
     run_captions(
         photo_job(batch_size=2),
         EngineOf(FakeEngine(describe)),
         sink.write,
-        make_executor=partial(process_executor, workers=named, warm=warm),
+        make_executor=two_workers(answer_parent, warm),
         on_event=on_event,
         workers=2,
     )
@@ -167,7 +152,7 @@ def caption(warm: WarmProcesses, on_event: Callable[[RunEvent], None]) -> list[C
     return sink.records
 
 
-def test_if_nothing_forks_any_more_each_worker_starts_by_itself() -> None:
+def test_if_nothing_forks_any_more_each_worker_starts_by_itself(quick_server: None) -> None:
     with WarmProcesses(2, forks=True) as warm:
         parent = warm.ask(os.getppid)
         assert parent is not None
@@ -178,7 +163,7 @@ def test_if_nothing_forks_any_more_each_worker_starts_by_itself() -> None:
     assert {record.caption for record in records} == {str(os.getpid())}
 
 
-def test_workers_survive_the_process_that_forked_them() -> None:
+def test_workers_survive_the_process_that_forked_them(quick_server: None) -> None:
     events: list[RunEvent] = []
 
     with WarmProcesses(2, forks=True) as warm:
@@ -197,7 +182,9 @@ def test_workers_survive_the_process_that_forked_them() -> None:
 
 
 @pytest.mark.parametrize(("devices", "forks"), [(["cpu", "cpu"], True), (["cpu", "cuda:0"], False)])
-def test_workers_with_a_gpu_start_by_themselves(devices: list[str], forks: bool) -> None:
+def test_workers_with_a_gpu_start_by_themselves(
+    devices: list[str], forks: bool, quick_server: None
+) -> None:
     warm_up = Services().warm_up
     assert warm_up is not None
     with warm_up(devices) as warm:
@@ -207,7 +194,7 @@ def test_workers_with_a_gpu_start_by_themselves(devices: list[str], forks: bool)
 PROGRAM = """
 import os, sys
 from idefics_cli.caption.executors.warm import WarmProcesses
-from tests.caption.test_forks import answer_of
+from tests.support.workers import answer_of
 
 warm = WarmProcesses(2, forks=True)
 print(warm.ask(os.getppid), flush=True)
@@ -221,12 +208,15 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("when", ["early", "late"])
-def test_no_process_outlives_a_run_that_is_killed(when: str) -> None:
+def test_no_process_outlives_a_run_that_is_killed(when: str, tmp_path: Path) -> None:
+    # The early kill comes while the server imports.
+    libraries = without_libraries(tmp_path, seconds=1.0 if when == "early" else 0.0)
+    folders = [libraries, str(Path(__file__).parents[2])]
     program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, when],
+        [sys.executable, "-P", "-c", PROGRAM, when],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
     )
     with program:
         assert program.stdout is not None

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,58 +20,33 @@ from idefics_cli.caption.executors.warm import WarmProcesses
 from idefics_cli.caption.outcome import RunOutcome
 from idefics_cli.caption.runner import run_captions
 from idefics_cli.cli.services import Services
-from idefics_cli.core.types import CaptionRecord, GenerationRequest
+from idefics_cli.core.types import CaptionRecord
 from idefics_cli.hardware.machine import Machine, probe_machine
 from tests.support.captioning import NAMES, RecordList, describe, photo_job
 from tests.support.commands import run
 from tests.support.fakes import EngineOf, FakeEngine
 from tests.support.outputs import contents
+from tests.support.workers import (
+    Answers,
+    answer_processors,
+    exists,
+    two_workers,
+    without_libraries,
+)
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Answers with the id of the process.
-
-    Attributes:
-        deadly: Key of a picture whose answer kills the process.
-        prints: Whether it prints to stdout first.
-        seconds: How long an answer takes.
-        folder: Where processes note that they answer, and wait until two do; "" for no wait. On a
-            busy machine, one may start seconds later.
-    """
-
-    deadly: str = ""
-    prints: bool = False
-    seconds: float = 0.0
-    folder: str = ""
-
-    def __call__(self, request: GenerationRequest) -> str:
-        if request.attachments[0].source == self.deadly:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.prints:
-            sys.stdout.write("a library says something\n")
-            os.write(1, b"and so does its C code\n")
-        if self.folder:
-            Path(self.folder, str(os.getpid())).touch()
-            deadline = time.monotonic() + 60
-            while len(os.listdir(self.folder)) < 2 and time.monotonic() < deadline:
-                time.sleep(0.01)
-        time.sleep(self.seconds)
-        return str(os.getpid())
-
-
 @pytest.fixture(scope="module", params=["started", "forked"])
-def warm(request: pytest.FixtureRequest) -> Iterator[WarmProcesses]:
-    """What starts the processes: each by itself, or all by one that has imported the libraries."""
-    with WarmProcesses(0, forks=request.param == "forked") as warm:
+def warm(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[WarmProcesses]:
+    """What starts the processes: each by itself, or all by one that would import the libraries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(without_libraries(tmp_path_factory.mktemp("libraries")))
+        warm = WarmProcesses(0, forks=request.param == "forked")
+    with warm:
         yield warm
-
-
-def workers(answers: Callable[[GenerationRequest], str], warm: WarmProcesses) -> MakeExecutor:
-    factory = EngineOf(FakeEngine(answers))
-    return partial(process_executor, workers=[("cpu:0", factory), ("cpu:1", factory)], warm=warm)
 
 
 def caption(
@@ -92,14 +66,6 @@ def caption(
     )
 
 
-def runs(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def pids(records: list[CaptionRecord]) -> set[int]:
     return {int(record.caption) for record in records if record.caption}
 
@@ -109,27 +75,22 @@ def test_the_records_come_in_order_from_two_processes_which_then_end(
 ) -> None:
     sink, events = RecordList(), list[RunEvent]()
     answers = Answers(folder=str(tmp_path))
-    outcome = caption(workers(answers, warm), sink, on_event=events.append)
+    outcome = caption(two_workers(answers, warm), sink, on_event=events.append)
 
     assert outcome == RunOutcome(25, 0)
     assert [record.file_name for record in sink.records] == list(NAMES)
     found = pids(sink.records)
     assert len(found) == 2
     assert os.getpid() not in found
-    assert not any(map(runs, found))
+    assert not any(map(exists, found))
     (*_, last) = [event for event in events if isinstance(event, WorkerShares)]
     assert sum(count for _, count in last.done) == 25
-
-
-def processors(request: GenerationRequest) -> str:
-    """Answer with the processors that the thread may use."""
-    return str(sorted(os.sched_getaffinity(0)))
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="as on macOS")
 def test_a_worker_uses_the_processors_that_it_is_given() -> None:
     sink, (first, *_) = RecordList(), sorted(os.sched_getaffinity(0))
-    named = [("a", EngineOf(FakeEngine(processors)))]
+    named = [("a", EngineOf(FakeEngine(answer_processors)))]
     caption(partial(process_executor, workers=named, processors=[frozenset({first})]), sink)
     assert {record.caption for record in sink.records} == {f"[{first}]"}
 
@@ -138,7 +99,7 @@ def test_what_workers_print_is_not_among_the_records(
     warm: WarmProcesses, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sink = RecordList()
-    caption(workers(Answers(prints=True), warm), sink)
+    caption(two_workers(Answers(prints=True), warm), sink)
     assert len(sink.records) == 25
     assert capfd.readouterr() == ("", "")
 
@@ -155,18 +116,18 @@ def test_a_worker_that_is_killed_is_replaced_and_its_pictures_go_back(
             os.kill(killed[0], signal.SIGKILL)
 
     answers = Answers(seconds=0.02, folder=str(tmp_path))
-    assert caption(workers(answers, warm), sink, on_event=on_event) == RunOutcome(25, 0)
+    assert caption(two_workers(answers, warm), sink, on_event=on_event) == RunOutcome(25, 0)
     assert [record.file_name for record in sink.records] == list(NAMES)
     assert len(pids(sink.records)) == 3
     (lost,) = [event for event in events if isinstance(event, WorkerLost)]
     assert lost.reason == "killed by SIGKILL: perhaps there was too little memory"
     assert lost.count > 0
-    assert not any(map(runs, pids(sink.records)))
+    assert not any(map(exists, pids(sink.records)))
 
 
 def test_a_picture_that_kills_two_workers_is_a_failed_record(warm: WarmProcesses) -> None:
     sink = RecordList()
-    assert caption(workers(Answers(deadly="11.jpg"), warm), sink) == RunOutcome(24, 1)
+    assert caption(two_workers(Answers(deadly="11.jpg"), warm), sink) == RunOutcome(24, 1)
     assert [record.file_name for record in sink.records] == list(NAMES)
     (bad,) = [record for record in sink.records if record.error]
     assert (bad.file_name, bad.error_kind) == ("11.jpg", "worker_died")
@@ -185,11 +146,11 @@ def test_after_the_first_signal_workers_finish_their_batches(
                 signal.raise_signal(number)
 
     sink = Pressing()
-    outcome = caption(workers(Answers(seconds=0.02), warm), sink, on_event=events.append)
+    outcome = caption(two_workers(Answers(seconds=0.02), warm), sink, on_event=events.append)
     assert outcome.end == "interrupted"
     assert 3 <= len(sink.records) == outcome.captioned < 25
     assert events.count(Stopping()) == 1
-    assert not any(map(runs, pids(sink.records)))
+    assert not any(map(exists, pids(sink.records)))
 
 
 def test_a_second_signal_kills_the_workers_at_once(warm: WarmProcesses) -> None:
@@ -202,18 +163,18 @@ def test_a_second_signal_kills_the_workers_at_once(warm: WarmProcesses) -> None:
 
     sink = Pressing()
     with pytest.raises(KeyboardInterrupt):
-        caption(workers(Answers(seconds=0.02), warm), sink)
+        caption(two_workers(Answers(seconds=0.02), warm), sink)
     assert 3 <= len(sink.records) < 25
-    assert not any(map(runs, pids(sink.records)))
+    assert not any(map(exists, pids(sink.records)))
 
 
 PROGRAM = """
 import sys
 from idefics_cli.caption.executors.warm import WarmProcesses
 from idefics_cli.caption.runner import run_captions
-from tests.caption.test_processes import Answers, workers
 from tests.support.captioning import describe, photo_job
 from tests.support.fakes import EngineOf, FakeEngine
+from tests.support.workers import Answers, two_workers
 
 def write(record):
     print(record.caption, flush=True)
@@ -223,7 +184,7 @@ with WarmProcesses(0, forks=sys.argv[1] == "forked") as warm:
         photo_job([f"{n}.jpg" for n in range(1000)], batch_size=2),
         EngineOf(FakeEngine(describe)),
         write,
-        make_executor=workers(Answers(seconds=0.02), warm),
+        make_executor=two_workers(Answers(seconds=0.02), warm),
         workers=2,
     )
 print(result.end)
@@ -231,13 +192,14 @@ print(result.end)
 
 
 @pytest.fixture(params=["started", "forked"])
-def program(request: pytest.FixtureRequest) -> subprocess.Popen[str]:
+def program(request: pytest.FixtureRequest, tmp_path: Path) -> subprocess.Popen[str]:
+    folders = [without_libraries(tmp_path), str(Path(__file__).parents[2])]
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, request.param],
+        [sys.executable, "-P", "-c", PROGRAM, request.param],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        cwd=Path(__file__).parents[2],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
     )
 
 
@@ -255,9 +217,9 @@ def test_no_worker_outlives_a_run_that_is_killed(program: subprocess.Popen[str])
         found = first_pids(program)
         program.kill()
     deadline = time.monotonic() + 20
-    while any(map(runs, found)) and time.monotonic() < deadline:
+    while any(map(exists, found)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not any(map(runs, found))
+    assert not any(map(exists, found))
 
 
 def test_ctrl_c_in_a_terminal_does_not_reach_the_workers(program: subprocess.Popen[str]) -> None:
@@ -267,7 +229,7 @@ def test_ctrl_c_in_a_terminal_does_not_reach_the_workers(program: subprocess.Pop
         assert program.stdout is not None
         assert program.stdout.read().splitlines()[-1] == "interrupted"
         assert program.wait(30) == 0
-    assert not any(map(runs, found))
+    assert not any(map(exists, found))
 
 
 def probe_elsewhere(process_id: int) -> Machine:
@@ -276,12 +238,12 @@ def probe_elsewhere(process_id: int) -> Machine:
     return probe_machine()
 
 
-@pytest.mark.parametrize("count", [64, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [24, pytest.param(2000, marks=pytest.mark.slow)])
 def test_two_workers_write_the_bytes_that_one_process_writes(tmp_path: Path, count: int) -> None:
     from idefics_cli.demo.samples import write_samples
 
     write_samples(tmp_path / "scenes", count=count, seed=5)
-    arguments = ("caption", str(tmp_path / "scenes"), "-m", "demo", "--batch-size", "8")
+    arguments = ("caption", str(tmp_path / "scenes"), "-m", "demo", "--batch-size", "4")
     for name in ("alone", "shared"):
         (tmp_path / name).mkdir()
     alone = run(*arguments, "-o", str(tmp_path / "alone" / "out.jsonl"), "--threads", "1")

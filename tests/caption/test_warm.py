@@ -6,23 +6,25 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 
 import pytest
 
-from idefics_cli.caption.executors.processes import process_executor
 from idefics_cli.caption.executors.warm import WarmProcesses
 from idefics_cli.caption.runner import run_captions
 from idefics_cli.core.types import GenerationRequest
 from tests.support.captioning import NAMES, RecordList, describe, photo_job
 from tests.support.fakes import EngineOf, FakeEngine
+from tests.support.workers import Answers, exists, two_workers
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 
-def answer(request: GenerationRequest) -> str:
-    """Answer with the id of the process, and whether it has the libraries of an engine."""
-    return f"{os.getpid()} {'idefics_cli.engine.local.engine' in sys.modules}"
+class LibraryAnswers(Answers):
+    """Answers with the id of the process, and whether it has the libraries of an engine."""
+
+    def __call__(self, request: GenerationRequest) -> str:
+        return f"{super().__call__(request)} {'idefics_cli.engine.local.engine' in sys.modules}"
 
 
 def die() -> None:
@@ -33,41 +35,25 @@ def fail() -> None:
     raise ValueError
 
 
-def is_running(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def test_a_warm_process_answers_an_errand_and_then_works() -> None:
-    factory, sink = EngineOf(FakeEngine(answer)), RecordList()
-    with WarmProcesses(1) as warm:
-        first = warm.ask(os.getpid)
-        make = partial(process_executor, workers=[("a", factory)], warm=warm)
-        run_captions(photo_job(batch_size=2), factory, sink.write, make_executor=make)
-    assert [record.file_name for record in sink.records] == list(NAMES)
-    assert {record.caption for record in sink.records} == {f"{first} True"}
-
-
-def test_warm_processes_work_together() -> None:
-    factory, sink = EngineOf(FakeEngine(answer)), RecordList()
+def test_warm_processes_answer_an_errand_and_then_work_together(tmp_path: Path) -> None:
+    sink = RecordList()
     with WarmProcesses(2) as warm:
-        assert warm.ask(os.getpid) is not None
-        make = partial(process_executor, workers=[("a", factory), ("b", factory)], warm=warm)
-        job = photo_job(batch_size=2)
+        first = warm.ask(os.getpid)
+        make = two_workers(LibraryAnswers(folder=str(tmp_path)), warm)
+        job, factory = photo_job(batch_size=2), EngineOf(FakeEngine(describe))
         run_captions(job, factory, sink.write, make_executor=make, workers=2)
     assert [record.file_name for record in sink.records] == list(NAMES)
     captions = {record.caption for record in sink.records}
+    assert len(captions) == 2
     assert all(caption is not None and caption.endswith(" True") for caption in captions)
+    assert f"{first} True" in captions
 
 
 def test_more_workers_than_warm_processes_start_as_without_them() -> None:
     factory, sink = EngineOf(FakeEngine(describe)), RecordList()
     with WarmProcesses(0) as warm:
         assert warm.ask(os.getpid) is None
-        make = partial(process_executor, workers=[("a", factory), ("b", factory)], warm=warm)
+        make = two_workers(describe, warm)
         job = photo_job(batch_size=2)
         run_captions(job, factory, sink.write, make_executor=make, workers=2)
     assert [record.file_name for record in sink.records] == list(NAMES)
@@ -91,6 +77,6 @@ def test_processes_that_nobody_took_end_with_the_run() -> None:
     with WarmProcesses(2) as warm:
         first = warm.ask(os.getpid)
         assert first is not None
-        assert is_running(first)
-    assert not is_running(first)
+        assert exists(first)
+    assert not exists(first)
     warm.close()
