@@ -34,9 +34,9 @@ def reply(engine: Engine, *messages: Message, complete: bool = False) -> str:
     return engine.complete([engine.prepare(request)])[0].text
 
 
-def answered(folder: Path, rows: list[dict[str, Any]], batch_size: int) -> list[Any]:
+def answered(folder: Path, rows: list[dict[str, Any]]) -> list[Any]:
     Path("r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    limits = ("--max-new-tokens", "6", "--batch-size", str(batch_size), "--dtype", "float32")
+    limits = ("--max-new-tokens", "6", "--batch-size", "4", "--dtype", "float32")
     ran = run("batch", "r.jsonl", "-m", str(folder), *limits)
     assert ran.code == 0, ran.err
     return [json.loads(line)["reply"] for line in ran.out.splitlines()]
@@ -60,7 +60,7 @@ def test_a_model_that_chats(kind: str, checkpoint: Callable[[str], Path]) -> Non
     def user(*parts: Part) -> Message:
         return Message("user", parts)
 
-    rows_at_once = answered(checkpoint(kind), rows, 4)
+    rows_at_once = answered(checkpoint(kind), rows)
     with open_engine(checkpoint(kind), kind) as engine:
         assert rows_at_once == [
             reply(engine, user(a, QUESTION)),
@@ -73,7 +73,6 @@ def test_a_model_that_chats(kind: str, checkpoint: Callable[[str], Path]) -> Non
                 user("And here? ", a),
             ),
         ]
-    assert answered(checkpoint(kind), rows, 1) == rows_at_once
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.endswith("base")])
@@ -84,7 +83,7 @@ def test_a_base_model(kind: str, checkpoint: Callable[[str], Path]) -> None:
         {"prompt": "<image> is larger than <image>", "images": ["a.png", "b.png"]},
         {"prompt": "Once upon a time"},
     ]
-    rows_at_once = answered(checkpoint(kind), rows, 4)
+    rows_at_once = answered(checkpoint(kind), rows)
     with open_engine(checkpoint(kind), kind) as engine:
         assert rows_at_once == [
             reply(engine, Message("user", parts), complete=True)
@@ -94,4 +93,3 @@ def test_a_base_model(kind: str, checkpoint: Callable[[str], Path]) -> None:
                 ("Once upon a time",),
             )
         ]
-    assert answered(checkpoint(kind), rows, 1) == rows_at_once
