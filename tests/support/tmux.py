@@ -6,10 +6,9 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,6 +26,7 @@ class Window:
     """A window of a tmux server of its own, with `tests.support.talking` in it.
 
     Args:
+        python: The start of the command, in place of `python`.
         home: The home folder of the chat.
         arguments: Options of the chat.
         columns: Width of the window.
@@ -36,6 +36,7 @@ class Window:
 
     def __init__(
         self,
+        python: Sequence[str],
         home: Path,
         *arguments: str,
         columns: int = 80,
@@ -47,7 +48,7 @@ class Window:
         # `/copy` sets no clipboard of this computer over ssh.
         self._environ = {**os.environ, "HOME": str(home), "SSH_CONNECTION": "1", **(environ or {})}
         self._environ.pop("TMUX", None)
-        command = [sys.executable, "-m", "tests.support.talking", *arguments]
+        command = [*python, "-m", "tests.support.talking", *arguments]
         self._run(
             "-f", os.devnull, "new-session", "-d", "-x", str(columns), "-y", str(rows),
             shlex.join(command), ";", "set", "status", "off", ";", "set", "remain-on-exit", "on",

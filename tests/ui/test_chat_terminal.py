@@ -80,10 +80,11 @@ def test_a_chat_goes_on_where_it_was_left_even_after_a_kill(
     samples: list[Sample],
     checkpoint: Callable[[str], Path],
 ) -> None:
-    killed = open_terminal(tmp_path, mode=replace(MODES[0], is_fresh=True))
+    killed = open_terminal(tmp_path)
     first = samples[0]
     walk(killed, samples, checkpoint("idefics2"))
     killed.child.kill(9)
+    killed.child.expect(pexpect.EOF)  # nothing has the terminal open any more
     killed.child.close(force=True)
     check_screen(killed.raw, MODES[0])
     # The file of the picture was moved; the chat has a copy.
