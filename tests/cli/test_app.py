@@ -310,7 +310,7 @@ def test_help_can_be_written_in_every_encoding(encoding: str) -> None:
 def test_a_closed_stdout_is_an_error_as_nobody_gets_the_answer(
     line: str, warm_python: tuple[str, ...]
 ) -> None:
-    python = warm_python if "-m demo" in line else (sys.executable,)
+    python = (sys.executable,) if line == "config" else warm_python
     command = f"{shlex.join(python)} -m idefics_cli {line} >&-"
     ran = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, check=False)
     assert ran.stderr.decode() == "error: cannot write the output: stdout is closed\n"

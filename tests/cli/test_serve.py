@@ -27,7 +27,7 @@ from tests.support.http_servers import CHAT, chat, events, read
 
 KEY = "correct-horse-battery"
 # A reply of hundreds of tokens, whatever the model would say.
-LONG = {"structured_outputs": {"regex": "[a-z]{600}"}, "max_tokens": 600, "stream": True}
+LONG = {"structured_outputs": {"regex": "[a-z]{300}"}, "max_tokens": 300, "stream": True}
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -207,9 +207,21 @@ def test_a_dry_run_shows_the_plan_and_listens_nowhere() -> None:
 
 @contextmanager
 def started(
-    python: tuple[str, ...], *arguments: str, stderr: int = subprocess.PIPE, **variables: str
+    python: tuple[str, ...],
+    *arguments: str,
+    stderr: int = subprocess.PIPE,
+    pipe_bytes: int = -1,
+    **variables: str,
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Start a server of the built-in model, and return its process and its port."""
+    """Start a server of the built-in model, and return its process and its port.
+
+    Args:
+        python: The start of the command, in place of `python`.
+        arguments: Options of the server.
+        stderr: Its standard error.
+        pipe_bytes: What its pipes hold, on Linux; -1 for the usual size.
+        variables: More variables of its environment.
+    """
     model = () if "-m" in arguments else ("-m", "demo")
     process = subprocess.Popen(
         [*python, "-m", "idefics_cli", "serve", *model, "--port", "0", "--json", *arguments],
@@ -217,6 +229,7 @@ def started(
         stderr=stderr,
         text=True,
         env={**os.environ, **variables},
+        pipesize=pipe_bytes,
     )
     with process:
         try:
@@ -351,9 +364,9 @@ def test_a_model_in_a_folder_is_named_without_the_path_to_it(
 def test_a_reader_of_the_log_that_stops_does_not_stop_the_answers(
     warm_python: tuple[str, ...],
 ) -> None:
-    with started(warm_python) as (process, port):
+    with started(warm_python, pipe_bytes=4096) as (process, port):
         connection = HTTPConnection("127.0.0.1", port, timeout=30)
-        for number in range(1500):  # more lines than a pipe holds
+        for number in range(200):  # more lines than the pipe holds
             connection.request("GET", "/health", headers={"X-Request-Id": f"{number:060}"})
             assert read(connection.getresponse())[0] == 200
         connection.close()

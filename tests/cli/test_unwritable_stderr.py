@@ -39,10 +39,11 @@ def code_of(*arguments: str, kind: str, python: tuple[str, ...] = (sys.executabl
 
 
 @KINDS
-def test_an_error_keeps_its_exit_code(here: Path, kind: str) -> None:
-    assert code_of("ask", "hi", "-m", "demo", "--no-such-option", kind=kind) == 2
-    assert code_of("ask", "hi", "-m", "demo", "-i", "missing.png", kind=kind) == 1
-    assert code_of("config", kind=kind) == 0
+def test_an_error_keeps_its_exit_code(here: Path, kind: str, warm_python: tuple[str, ...]) -> None:
+    command = ("ask", "hi", "-m", "demo")
+    assert code_of(*command, "--no-such-option", kind=kind) == 2
+    assert code_of(*command, "-i", "missing.png", kind=kind, python=warm_python) == 1
+    assert code_of("config", kind=kind, python=warm_python) == 0
 
 
 @KINDS
