@@ -111,7 +111,9 @@ def answer_of(process: WorkerProcess, function: Callable[[], T]) -> T:
     process.send(Errand(function, answers=True))
     reader, events = EventReader(), list[WorkerEvent]()
     while not events:
-        events += reader.feed(os.read(process.pipe, 1 << 16))
+        data = os.read(process.pipe, 1 << 16)
+        assert data, f"the process has ended: {process.last_line}"
+        events += reader.feed(data)
     (answer,) = events
     assert isinstance(answer, WorkerAnswer)
     value: T = answer.value

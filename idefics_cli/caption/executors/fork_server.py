@@ -39,13 +39,14 @@ def serve(control: socket.socket) -> None:
         if kind != EARLY_FORK:
             import_engine()
         if streams:
-            process_id = os.fork()
-            if not process_id:
+            if not os.fork():
+                # The run knows the id before the first answer. Without it, the run would kill the
+                # server to end this process.
+                control.send(b"%s %d" % (message, os.getpid()))
                 _adopt(streams)
                 return
             for stream in streams:
                 os.close(stream)
-            control.send(b"%s %d" % (message, process_id))
 
 
 def _adopt(streams: Sequence[int]) -> None:
