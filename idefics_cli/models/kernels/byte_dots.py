@@ -1,6 +1,8 @@
-"""The instruction that multiplies bytes, and adds four products to a number of 32 bits.
+"""Instructions that multiply small whole numbers, and add the products up.
 
-AVX512-VNNI has it for registers of 64 bytes, AVX-VNNI for those of 32.
+`add_dots` multiplies bytes, and adds four products to a number of 32 bits. AVX512-VNNI has it for
+registers of 64 bytes, AVX-VNNI for those of 32. `add_pairs` multiplies 16-bit numbers, on every
+processor for which there are kernels.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ if TYPE_CHECKING:
 
 # The keys are numbers of bytes of a register.
 _DOTS = {64: "llvm.x86.avx512.vpdpbusd.512", 32: "llvm.x86.avx512.vpdpbusd.256"}
+_PAIRS = {64: "llvm.x86.avx512.pmaddw.d.512", 32: "llvm.x86.avx2.pmadd.wd"}
 _FEATURES = {64: "avx512vnni", 32: "avxvnni"}
 
 
 def has_dots() -> bool:
-    """Whether this processor has the instruction."""
+    """Whether this processor has the instruction of `add_dots`."""
     return has_feature(_FEATURES[vector_bytes()])
 
 
@@ -31,3 +34,11 @@ def add_dots(code: Code, total: ir.Value, unsigned: ir.Value, signed: ir.Value) 
     build, kind = code.builder, total.type
     one, two = build.bitcast(unsigned, kind), build.bitcast(signed, kind)
     return code.call(_DOTS[vector_bytes()], kind, total, one, two)
+
+
+def add_pairs(code: Code, total: ir.Value, one: ir.Value, two: ir.Value) -> ir.Value:
+    """Return *total* plus the products of the 16-bit numbers of *one* and *two*, pair by pair.
+
+    Each is a register; *total* is a vector of 32-bit numbers.
+    """
+    return code.builder.add(total, code.call(_PAIRS[vector_bytes()], total.type, one, two))

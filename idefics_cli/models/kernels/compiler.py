@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from idefics_cli import __version__
 from idefics_cli.models.kernels.code_store import find_code, keep_code
 
-# Width of the registers that `compiled_for` chose; None is the widest of this processor.
-_vector_bytes: ContextVar[int | None] = ContextVar("vector_bytes", default=None)
+
+class Target(NamedTuple):
+    """What kernels are compiled for: the width in bytes of registers, and LLVM's feature names."""
+
+    vector_bytes: int
+    features: frozenset[str]
+
+
+# What `compiled_for` chose; None is this processor.
+_target: ContextVar[Target | None] = ContextVar("target", default=None)
 
 
 class CompiledCode:
@@ -40,7 +49,8 @@ class CompiledCode:
             cpu=processor, features=features, opt=3
         )
         versions = f"{__version__} {llvm.llvm_version_info}"
-        key = "\n".join((key, processor, features, versions, _sources()))
+        used = " ".join(sorted(target().features))
+        key = "\n".join((key, processor, features, used, versions, _sources()))
         code = find_code(key)
         if code is None:
             module = llvm.parse_assembly(write())
@@ -68,34 +78,42 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
+def target() -> Target:
+    """Return what kernels are compiled for now."""
+    return _target.get() or _this_processor()
+
+
 def vector_bytes() -> int:
     """Return the width in bytes of the registers for which kernels are compiled."""
-    return _vector_bytes.get() or widest_vector_bytes()
+    return target().vector_bytes
 
 
-@cache
 def widest_vector_bytes() -> int:
     """Return the width in bytes of the widest registers of this processor."""
-    return 64 if {"avx512f", "avx512bw", "avx512vl"} <= _features() else 32
+    return _this_processor().vector_bytes
 
 
 def has_feature(name: str) -> bool:
-    """Return whether the processor has the feature that LLVM calls *name*."""
-    return name in _features()
+    """Return whether kernels may use the feature that LLVM calls *name*."""
+    return name in target().features
 
 
 @contextmanager
-def compiled_for(width: int) -> Iterator[None]:
-    """Let kernels be compiled for registers of *width* bytes, 32 or 64, in the `with` block."""
-    token = _vector_bytes.set(width)
+def compiled_for(width: int, *, without: Collection[str] = ()) -> Iterator[None]:
+    """Let kernels be compiled for registers of *width* bytes, 32 or 64, in the `with` block.
+
+    They do not use what the features *without* of this processor add, by LLVM's names.
+    """
+    token = _target.set(Target(width, _this_processor().features.difference(without)))
     try:
         yield
     finally:
-        _vector_bytes.reset(token)
+        _target.reset(token)
 
 
 @cache
-def _features() -> frozenset[str]:
+def _this_processor() -> Target:
     import llvmlite.binding as llvm
 
-    return frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
+    features = frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
+    return Target(64 if {"avx512f", "avx512bw", "avx512vl"} <= features else 32, features)

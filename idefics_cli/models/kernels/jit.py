@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
-from idefics_cli.models.kernels.compiler import CompiledCode, vector_bytes
+from idefics_cli.models.kernels.compiler import CompiledCode, Target, target
 from idefics_cli.models.kernels.openmp import openmp_library
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class CompiledModule:
 
 
 class LazyKernel:
-    """A kernel that is compiled at its first call, once for each width of registers.
+    """A kernel that is compiled at its first call, once for each target.
 
     Args:
         body: See `CompiledKernel`.
@@ -126,7 +126,7 @@ class LazyKernel:
 
     def __init__(self, body: Body, *, arguments: int) -> None:
         self._body, self._arguments = body, arguments
-        self._kernels: dict[int, CompiledKernel] = {}
+        self._kernels: dict[Target, CompiledKernel] = {}
 
     def __call__(self, pieces: int, *arguments: int) -> None:
         """Run the kernel, compiled if it is not yet; see `CompiledKernel.__call__`.
@@ -134,9 +134,9 @@ class LazyKernel:
         Raises:
             RuntimeError: If it cannot be compiled.
         """
-        kernel = self._kernels.get(width := vector_bytes())
+        kernel = self._kernels.get(now := target())
         if kernel is None:
-            kernel = self._kernels[width] = CompiledKernel(self._body, arguments=self._arguments)
+            kernel = self._kernels[now] = CompiledKernel(self._body, arguments=self._arguments)
         kernel(pieces, *arguments)
 
 

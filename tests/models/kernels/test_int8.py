@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from idefics_cli.models.kernels.byte_dots import has_dots
 from idefics_cli.models.kernels.int8 import kernel as int8_kernel
 from idefics_cli.models.kernels.int8.linear import CompiledInt8Linear, TorchInt8Linear, quantize
 from idefics_cli.models.kernels.openmp import torch_threads
@@ -72,7 +71,7 @@ def test_the_compiled_kernel_multiplies_few_rows(monkeypatch: pytest.MonkeyPatch
         # Rows that are not multiplied in bfloat16 would be in float32.
         for count, dtype in ((beside, half), (beside + 1, half), (beside + 1, torch.float32)):
             dotted(torch.randn(count, 192).to(dtype))
-        assert called == ([beside, beside + 1] if has_dots() else [])
+        assert called == [beside, beside + 1]
 
 
 @needs_compiler

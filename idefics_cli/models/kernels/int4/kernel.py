@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from idefics_cli.models.kernels import jit
 from idefics_cli.models.kernels.blocks import scale_and_factor, size_bits
-from idefics_cli.models.kernels.byte_dots import add_dots, has_dots
+from idefics_cli.models.kernels.byte_dots import add_dots, add_pairs, has_dots
 from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.jit import Code, LazyKernel
 
@@ -55,10 +55,9 @@ _HIGHEST = 127
 # The kernel prefetches the weights at this distance in bytes, because the processor's own
 # prefetcher stops at every page. With it, products of one row take 0.85 to 0.9 of the time.
 _PREFETCH_BYTES = 2048
-# The keys are numbers of bytes of a register. The instruction `_PAIRS` multiplies bytes and adds
-# pairs of products; `_ADJACENT` adds pairs of 16-bit numbers.
+# The keys are numbers of bytes of a register. The instruction multiplies bytes and adds pairs
+# of products.
 _PAIRS = {64: "llvm.x86.avx512.pmaddubs.w.512", 32: "llvm.x86.avx2.pmadd.ub.sw"}
-_ADJACENT = {64: "llvm.x86.avx512.pmaddw.d.512", 32: "llvm.x86.avx2.pmadd.wd"}
 
 
 def bytes_of_block(width: int) -> int:
@@ -250,7 +249,7 @@ class _Int4Product:
     def _dots(self, weights: ir.Value, positions: Sequence[ir.Value], part: int) -> list[ir.Value]:
         """Return for each row the dot products of one group with its weights, as float32."""
         code, build, size = self._code, self._code.builder, vector_bytes()
-        as_bytes, wide = code.vector(code.i8, size), code.vector(code.i32, size // 4)
+        as_bytes = code.vector(code.i8, size)
         sums: list[ir.Value | None] = [None] * len(positions)
         for quarter in range(4):
             offset = build.add(weights, code.number(64 * quarter + size * part))
@@ -265,7 +264,8 @@ class _Int4Product:
                     sums[row] = self._add_products(sums[row], numbers, four)
         if not has_dots():
             ones = code.same(code.i16, size // 2, 1)
-            sums = [code.call(_ADJACENT[size], wide, each, ones) for each in sums]
+            zero = code.same(code.i32, size // 4, 0)
+            sums = [add_pairs(code, zero, each, ones) for each in sums]
         return [build.sitofp(each, code.vector(code.f32, size // 4)) for each in sums]
 
     def _add_products(self, so_far: ir.Value | None, numbers: ir.Value, four: ir.Value) -> ir.Value:

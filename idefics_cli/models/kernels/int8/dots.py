@@ -1,21 +1,24 @@
 """Products of 8-bit weights with rows of 16-bit numbers, in the integer units of the processor.
 
-To widen a weight to float32 takes several instructions. The processor multiplies 64 pairs of bytes
-in one, but a row in 8 bits would add an error as large as that of the weights. So each number of a
-row is rounded to 16 bits, which are two bytes: the product is that of the upper bytes times 256,
-plus that of the lower bytes. The error of the rounding is a hundredth of that of the weights.
+A row in 8 bits would add an error as large as that of the weights, so each number of a row is
+rounded to 16 bits; the error of this is a hundredth of that of the weights. There are two ways:
+
+- A processor with the instruction of `byte_dots.py` multiplies 64 pairs of bytes at once. A number
+  of a row is two bytes: the product is that of the upper bytes times 256, plus that of the lower.
+- Every other one widens the weights to 16 bits. This takes half the instructions of float32.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from idefics_cli.models.kernels.blocks import first_output, scale_and_factor, size_bits
-from idefics_cli.models.kernels.byte_dots import add_dots, has_dots
+from idefics_cli.models.kernels.byte_dots import add_dots, add_pairs, has_dots
 from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.jit import Code, LazyKernel, Variable
 
@@ -25,13 +28,14 @@ if TYPE_CHECKING:
 STEP = 64
 """The width is a multiple of this."""
 MOST_WIDTH = 2**18
-"""Up to this width, the sums of the products of bytes have at most 31 bits."""
+"""Up to this width, the sums of the products of bytes fit into 32 bits with their sign."""
 OUTPUTS = 16
 """Number of outputs that are computed together; there are as many or more."""
 EXTRA_BYTES = 192
 """A rounded row takes two bytes for each number, and this many more; see `write_rounding`."""
 
-# The numbers of these columns of 4 rows stay in the L1 cache while 16 outputs use them.
+# The numbers of these columns of 4 rows stay in the L1 cache while 16 outputs use them. And the
+# sums of so many products of 16-bit numbers fit into 32 bits.
 _COLUMNS_TOGETHER = 4096
 # The upper byte is at most 127 and the lower at least -128, so no number is larger than this.
 _HIGHEST = 127 * 256
@@ -42,7 +46,7 @@ _AHEAD_OF_ONE, _AHEAD = 4, 8
 
 def fits(outputs: int, width: int) -> bool:
     """Whether the kernel can multiply by weights (outputs, width)."""
-    return has_dots() and outputs >= OUTPUTS and width % STEP == 0 and width <= MOST_WIDTH
+    return outputs >= OUTPUTS and width % STEP == 0 and width <= MOST_WIDTH
 
 
 def round_rows(rows: Tensor) -> Tensor:
@@ -69,10 +73,10 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
 def write_rounding(code: Code, row: ir.Value, arguments: Sequence[ir.Value]) -> None:
     """Write the code that rounds one row.
 
-    A rounded row begins with its scale, in float32. From byte 64 on, there are two registers, for
-    the upper bytes and for the lower: what their products with 128 add up to, negative, because
-    the weights get 128 added, so that they are not negative. From byte 192 on, the upper and the
-    lower bytes of the numbers take turns, a register each.
+    A rounded row begins with its scale, in float32. From byte 192 on, it has its numbers. If the
+    processor multiplies bytes, their upper and lower bytes take turns, a register each; and from
+    byte 64 on, there are two registers, for the upper bytes and for the lower: what their products
+    with 128 add up to, negative, because the weights get 128 added, so that they are not negative.
     """
     width, rows, rounded = arguments
     build, size = code.builder, vector_bytes()
@@ -81,20 +85,31 @@ def write_rounding(code: Code, row: ir.Value, arguments: Sequence[ir.Value]) -> 
     target = code.pointer(build.add(rounded, build.mul(row, _row_bytes(code, width))))
     factor = _write_scale(code, source, target, width)
     sums = [code.variable(code.same(code.i32, size // 4, 0)) for _ in range(2)]
-    high = code.same(code.i8, size, -128)
     with code.loop(code.number(0), width, size) as column:
         values = code.load(source, build.mul(column, code.number(4)), floats)
         values = code.call(f"llvm.rint.v{size}f32", floats, build.fmul(values, factor))
         whole = build.fptosi(values, wide)
-        upper = build.add(whole, code.same(code.i32, size, 128))
-        upper = build.ashr(upper, code.same(code.i32, size, 8))
-        at = build.mul(column, code.number(2))
-        for part, (value, total) in enumerate(zip((upper, whole), sums, strict=True)):
-            narrow = build.trunc(value, code.vector(code.i8, size))
-            code.store(narrow, target, build.add(at, code.number(EXTRA_BYTES + part * size)))
-            total.set(add_dots(code, total.get(), high, narrow))
+        at = build.add(build.mul(column, code.number(2)), code.number(EXTRA_BYTES))
+        if has_dots():
+            _write_bytes(code, whole, target, at, sums)
+        else:
+            code.store(build.trunc(whole, code.vector(code.i16, size)), target, at)
     for part, total in enumerate(sums):
         code.store(build.neg(total.get()), target, _SUMS_AT + part * size)
+
+
+def _write_bytes(
+    code: Code, whole: ir.Value, target: ir.Value, at: ir.Value, sums: Sequence[Variable]
+) -> None:
+    """Write the code that stores the bytes of *whole*, and adds to their sums."""
+    build, size = code.builder, vector_bytes()
+    high = code.same(code.i8, size, -128)
+    upper = build.add(whole, code.same(code.i32, size, 128))
+    upper = build.ashr(upper, code.same(code.i32, size, 8))
+    for part, (value, total) in enumerate(zip((upper, whole), sums, strict=True)):
+        narrow = build.trunc(value, code.vector(code.i8, size))
+        code.store(narrow, target, build.add(at, code.number(part * size)))
+        total.set(add_dots(code, total.get(), high, narrow))
 
 
 def _write_scale(code: Code, source: ir.Value, target: ir.Value, width: ir.Value) -> ir.Value:
@@ -156,20 +171,21 @@ def write_outputs(
         scale: Address of the factor of each output, float32; None for no factors.
     """
     given, build = _DotProduct(*arguments)._replace(scale=scale), code.builder
+    block = _ByteBlock if has_dots() else _WordBlock
     for row, count in code.portions(given.rows, tuple(_together())):
         rows = [build.add(row, code.number(each)) for each in range(count)]
-        _DotBlock(code, rows, first, given).write()
+        block(code, rows, first, given).write()
 
 
 def _together() -> dict[int, int]:
     """Return numbers of rows, and for each the number of outputs that are computed together.
 
-    There are two sums for each row and output, and as many registers as this takes.
+    There are as many registers as the sums of all rows and outputs take, or more.
     """
-    return {4: 2, 2: 4, 1: 4} if vector_bytes() == 64 else {2: 2, 1: 4}
+    return {4: 2, 2: 4, 1: 4} if vector_bytes() == 64 or not has_dots() else {2: 2, 1: 4}
 
 
-class _DotBlock:
+class _Block(ABC):
     """Writes the code that multiplies some rows by 16 outputs.
 
     Args:
@@ -179,46 +195,75 @@ class _DotBlock:
         given: The arguments of the kernel.
     """
 
+    parts: ClassVar[int]
+    """Number of registers for the sums of a row and an output."""
+
     def __init__(
         self, code: Code, rows: Sequence[ir.Value], first: ir.Value, given: _DotProduct
     ) -> None:
         build = code.builder
-        self._code, self._rows, self._first, self._given = code, rows, first, given
-        self._size = vector_bytes()
-        self._kind = code.vector(code.i32, self._size // 4)
+        self.code = code
+        self.size = vector_bytes()
+        self.sum_kind = code.vector(code.i32, self.size // 4)
+        self.float_kind = code.vector(code.f32, self.size // 4)
+        self._rows, self._first, self._given = rows, first, given
         line = _row_bytes(code, given.width)
-        self._rounded = [
+        self.rounded = [
             code.pointer(build.add(given.rounded, build.mul(row, line))) for row in rows
         ]
-        # The sums of a row, for each output that of the upper bytes and that of the lower.
-        self._sums = [code.room(OUTPUTS * 2 * self._size) for _ in rows]
+        self._sums = [code.room(OUTPUTS * self.parts * self.size) for _ in rows]
+
+    @abstractmethod
+    def begin(self, rounded: ir.Value, part: int) -> ir.Value:
+        """Return the sum with which part *part* of the row at *rounded* begins."""
+
+    @abstractmethod
+    def load_total(self, sums: ir.Value, place: ir.Value) -> ir.Value:
+        """Return what the sum of some columns begins with; that of earlier ones is at *place*."""
+
+    @abstractmethod
+    def store_total(self, total: ir.Value, sums: ir.Value, place: ir.Value) -> None:
+        """Write the code that keeps *total* at *place* of *sums*, with that of earlier columns."""
+
+    @abstractmethod
+    def write_step(
+        self,
+        column: ir.Value,
+        weights: Sequence[ir.Value],
+        totals: Sequence[Sequence[Variable]],
+    ) -> None:
+        """Write the code that adds the products of 64 columns to *totals*, those of each row."""
+
+    @abstractmethod
+    def whole(self, sums: ir.Value, output: int) -> ir.Value:
+        """Return the sums of *output*, a register of float32."""
 
     def write(self) -> None:
         """Write the code."""
-        code, build, given = self._code, self._code.builder, self._given
-        for sums, rounded in zip(self._sums, self._rounded, strict=True):
-            for part in range(2):
-                start = code.load(rounded, _SUMS_AT + part * self._size, self._kind)
+        code, build, given = self.code, self.code.builder, self._given
+        for sums, rounded in zip(self._sums, self.rounded, strict=True):
+            for part in range(self.parts):
+                start = self.begin(rounded, part)
                 for output in range(OUTPUTS):
-                    code.store(start, sums, (2 * output + part) * self._size)
+                    code.store(start, sums, (self.parts * output + part) * self.size)
         together = _together()[len(self._rows)]
         with code.loop(code.number(0), given.width, _COLUMNS_TOGETHER) as start:
             stop = build.add(start, code.number(_COLUMNS_TOGETHER))
             stop = build.select(build.icmp_signed("<", stop, given.width), stop, given.width)
             with code.loop(code.number(0), code.number(OUTPUTS), together) as output:
                 self._write_columns((start, stop), output, together)
-        for row, sums, rounded in zip(self._rows, self._sums, self._rounded, strict=True):
+        for row, sums, rounded in zip(self._rows, self._sums, self.rounded, strict=True):
             self._write_results(row, sums, code.load(rounded, 0, code.f32))
 
     def _write_columns(
         self, columns: tuple[ir.Value, ir.Value], output: ir.Value, count: int
     ) -> None:
         """Write the code that adds the products of some columns with *count* outputs."""
-        code, build, size = self._code, self._code.builder, self._size
-        place = build.mul(output, code.number(2 * size))
-        places = [build.add(place, code.number(each * size)) for each in range(2 * count)]
+        code, build, size = self.code, self.code.builder, self.size
+        place = build.mul(output, code.number(self.parts * size))
+        places = [build.add(place, code.number(at * size)) for at in range(self.parts * count)]
         totals = [
-            [code.variable(code.load(sums, at, self._kind)) for at in places] for sums in self._sums
+            [code.variable(self.load_total(sums, at)) for at in places] for sums in self._sums
         ]
         numbers = [build.add(build.add(self._first, output), code.number(n)) for n in range(count)]
         weights = [
@@ -231,50 +276,18 @@ class _DotBlock:
         with code.loop(*columns, STEP) as start:
             for weight in weights:
                 code.prefetch(weight, build.add(start, ahead))
-            for part in range(0, STEP, size):
-                self._write_part(build.add(start, code.number(part)), weights, totals)
+            self.write_step(start, weights, totals)
         for sums, of_row in zip(self._sums, totals, strict=True):
             for at, total in zip(places, of_row, strict=True):
-                code.store(total.get(), sums, at)
-
-    def _write_part(
-        self,
-        column: ir.Value,
-        weights: Sequence[ir.Value],
-        totals: Sequence[Sequence[Variable]],
-    ) -> None:
-        """Write the code for the columns that fill one register."""
-        code, build = self._code, self._code.builder
-        kind = code.vector(code.i8, self._size)
-        at = build.add(build.mul(column, code.number(2)), code.number(EXTRA_BYTES))
-        halves = [
-            [
-                code.load(each, build.add(at, code.number(part * self._size)), kind)
-                for part in range(2)
-            ]
-            for each in self._rounded
-        ]
-        for index, weight in enumerate(weights):
-            value = build.xor(code.load(weight, column, kind), code.same(code.i8, self._size, -128))
-            for of_row, both in zip(totals, halves, strict=True):
-                for part, half in enumerate(both):
-                    total = of_row[2 * index + part]
-                    total.set(add_dots(code, total.get(), value, half))
+                self.store_total(total.get(), sums, at)
 
     def _write_results(self, row: ir.Value, sums: ir.Value, scale: ir.Value) -> None:
         """Write the code that adds up the sums of *row*, and stores its products."""
-        code, build, given, size = self._code, self._code.builder, self._given, self._size
-        lanes = size // 4
-        kind = code.vector(code.f32, lanes)
+        code, build, given = self.code, self.code.builder, self._given
+        lanes = self.size // 4
         line = build.add(build.mul(row, given.outputs), self._first)
         for first in range(0, OUTPUTS, lanes):
-            found = []
-            for output in range(first, first + lanes):
-                upper, lower = (
-                    build.sitofp(code.load(sums, (2 * output + part) * size, self._kind), kind)
-                    for part in range(2)
-                )
-                found.append(code.fused(upper, code.same(code.f32, lanes, 256.0), lower))
+            found = [self.whole(sums, output) for output in range(first, first + lanes)]
             columns = code.transposed(found)
             while len(columns) > 1:
                 half = len(columns) // 2
@@ -284,9 +297,103 @@ class _DotBlock:
             product = build.fmul(columns[0], code.spread(scale, lanes))
             if given.scale is not None:
                 at = build.mul(build.add(self._first, code.number(first)), code.number(4))
-                product = build.fmul(product, code.load(code.pointer(given.scale), at, kind))
+                factors = code.load(code.pointer(given.scale), at, self.float_kind)
+                product = build.fmul(product, factors)
             offset = build.mul(build.add(line, code.number(first)), code.number(4))
             code.store(product, code.pointer(given.out), offset)
+
+
+class _ByteBlock(_Block):
+    """Sums of an output are those of the upper bytes of the row, and those of the lower."""
+
+    parts = 2
+
+    def begin(self, rounded: ir.Value, part: int) -> ir.Value:
+        """See `_Block.begin`."""
+        return self.code.load(rounded, _SUMS_AT + part * self.size, self.sum_kind)
+
+    def load_total(self, sums: ir.Value, place: ir.Value) -> ir.Value:
+        """See `_Block.load_total`."""
+        return self.code.load(sums, place, self.sum_kind)
+
+    def store_total(self, total: ir.Value, sums: ir.Value, place: ir.Value) -> None:
+        """See `_Block.store_total`."""
+        self.code.store(total, sums, place)
+
+    def write_step(
+        self,
+        column: ir.Value,
+        weights: Sequence[ir.Value],
+        totals: Sequence[Sequence[Variable]],
+    ) -> None:
+        """See `_Block.write_step`."""
+        code, build = self.code, self.code.builder
+        kind = code.vector(code.i8, self.size)
+        high = code.same(code.i8, self.size, -128)
+        for first in range(0, STEP, self.size):
+            here = build.add(column, code.number(first))
+            at = build.add(build.mul(here, code.number(2)), code.number(EXTRA_BYTES))
+            places = [build.add(at, code.number(part * self.size)) for part in range(2)]
+            halves = [[code.load(row, place, kind) for place in places] for row in self.rounded]
+            for index, weight in enumerate(weights):
+                value = build.xor(code.load(weight, here, kind), high)
+                for of_row, both in zip(totals, halves, strict=True):
+                    for part, half in enumerate(both):
+                        total = of_row[2 * index + part]
+                        total.set(add_dots(code, total.get(), value, half))
+
+    def whole(self, sums: ir.Value, output: int) -> ir.Value:
+        """See `_Block.whole`."""
+        code, build = self.code, self.code.builder
+        upper, lower = (
+            build.sitofp(
+                code.load(sums, (2 * output + part) * self.size, self.sum_kind), self.float_kind
+            )
+            for part in range(2)
+        )
+        return code.fused(upper, code.same(code.f32, self.size // 4, 256.0), lower)
+
+
+class _WordBlock(_Block):
+    """Sums of an output are in float32, because 32 bits suffice for some columns only."""
+
+    parts = 1
+
+    def begin(self, rounded: ir.Value, part: int) -> ir.Value:
+        """See `_Block.begin`."""
+        return self.code.same(self.code.f32, self.size // 4, 0.0)
+
+    def load_total(self, sums: ir.Value, place: ir.Value) -> ir.Value:
+        """See `_Block.load_total`."""
+        return self.code.same(self.code.i32, self.size // 4, 0)
+
+    def store_total(self, total: ir.Value, sums: ir.Value, place: ir.Value) -> None:
+        """See `_Block.store_total`."""
+        code, build = self.code, self.code.builder
+        wide = build.sitofp(total, self.float_kind)
+        code.store(build.fadd(code.load(sums, place, self.float_kind), wide), sums, place)
+
+    def write_step(
+        self,
+        column: ir.Value,
+        weights: Sequence[ir.Value],
+        totals: Sequence[Sequence[Variable]],
+    ) -> None:
+        """See `_Block.write_step`."""
+        code, build, lanes = self.code, self.code.builder, self.size // 2
+        kind = code.vector(code.i16, lanes)
+        for first in range(0, STEP, lanes):
+            here = build.add(column, code.number(first))
+            at = build.add(build.mul(here, code.number(2)), code.number(EXTRA_BYTES))
+            numbers = [code.load(row, at, kind) for row in self.rounded]
+            for index, weight in enumerate(weights):
+                wide = build.sext(code.load(weight, here, code.vector(code.i8, lanes)), kind)
+                for of_row, each in zip(totals, numbers, strict=True):
+                    of_row[index].set(add_pairs(code, of_row[index].get(), wide, each))
+
+    def whole(self, sums: ir.Value, output: int) -> ir.Value:
+        """See `_Block.whole`."""
+        return self.code.load(sums, output * self.size, self.float_kind)
 
 
 _round = LazyKernel(write_rounding, arguments=3)

@@ -77,9 +77,9 @@ class CompiledInt8Linear(Int8Linear):
     # Widening first takes 1.05 for 768 rows (4,096 x 6,144, torch 2.13, one core of a Xeon with
     # AVX512, interleaved).
     FEW_ROWS = 32
-    # If the processor multiplies bytes, products of 64 rows take as long as with weights widened to
-    # bfloat16. With weights widened to float32 they take 4 times as long, those of 256 rows 3 times
-    # (4,096 x 4,096, one thread of an AMD Zen 5).
+    # With `dots.py`, products of 64 rows take as long as with weights widened to bfloat16. With
+    # weights widened to float32 they take 4 times as long, those of 256 rows 3 times (4,096 x
+    # 4,096, one thread of an AMD Zen 5); on a Zen 3, which has no products of bytes, 2 times.
     FEW_ROWS_BESIDE_BFLOAT16 = 64
 
     @classmethod

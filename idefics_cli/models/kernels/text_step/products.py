@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from idefics_cli.models.kernels.bf16_12bit import products as compact
 from idefics_cli.models.kernels.bf16_12bit.layout import GROUP
 from idefics_cli.models.kernels.blocks import first_output
-from idefics_cli.models.kernels.byte_dots import has_dots
 from idefics_cli.models.kernels.int4 import kernel as int4
 from idefics_cli.models.kernels.int8 import dots
 from idefics_cli.models.kernels.int8 import kernel as rows_kernel
@@ -85,9 +84,6 @@ def _write_bfloat16(code: Code, product: Product) -> None:
 
 def _write_int8(code: Code, product: Product) -> None:
     weight, scale = _weights(code, product, 2)
-    if not has_dots():
-        _write_rows(code, product, "int8", scale=scale)
-        return
     width = field(code, product.linear, LinearField.WIDTH)
     outputs = field(code, product.linear, LinearField.OUTPUTS)
     with code.builder.if_else(takes_dots(code, width)) as (yes, no):
@@ -100,7 +96,7 @@ def _write_int8(code: Code, product: Product) -> None:
 
 
 def takes_dots(code: Code, width: ir.Value) -> ir.Value:
-    """Return whether `dots.py` multiplies by 8-bit weights of *width*."""
+    """Return whether `int8/dots.py` multiplies by 8-bit weights of *width*."""
     build = code.builder
     is_whole = build.icmp_signed("==", build.urem(width, code.number(dots.STEP)), code.number(0))
     return build.and_(is_whole, build.icmp_signed("<=", width, code.number(dots.MOST_WIDTH)))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from idefics_cli.models.kernels.bf16_12bit import products as compact
-from idefics_cli.models.kernels.byte_dots import has_dots
 from idefics_cli.models.kernels.int4 import kernel as int4
 from idefics_cli.models.kernels.int8 import dots
 from idefics_cli.models.kernels.jit import Code
@@ -52,7 +51,7 @@ def write_rounding(code: Code, given: Rounding, formats: Sequence[Format]) -> No
             arguments = (groups, given.activations, given.numbers, given.scales)
             with code.loop(code.number(0), given.rows) as row:
                 int4.write_rounding(code, row, arguments, halves=False)
-    if Format.INT8 in formats and has_dots():
+    if Format.INT8 in formats:
         is_int8 = build.icmp_signed("==", chosen, code.number(Format.INT8))
         with (
             build.if_then(build.and_(is_int8, takes_dots(code, width))),
