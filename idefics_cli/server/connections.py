@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,9 +119,9 @@ class GuardedConnection(H11Protocol):
         `close` would wait for ever to send it, and after `abort` alone the system would still hold
         up to megabytes for minutes.
         """
-        self.transport.get_extra_info("socket").setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, _DROP_UNSENT
-        )
+        connection = self.transport.get_extra_info("socket")
+        with suppress(OSError):  # the client may have closed it in this moment
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP_UNSENT)
         self.transport.abort()
 
     def _is_answering(self) -> bool:
