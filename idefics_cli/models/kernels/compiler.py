@@ -14,7 +14,7 @@ from idefics_cli import __version__
 from idefics_cli.models.kernels.code_store import find_code, keep_code
 
 
-class Target(NamedTuple):
+class CodeTarget(NamedTuple):
     """What kernels are compiled for: the width in bytes of registers, and LLVM's feature names."""
 
     vector_bytes: int
@@ -22,7 +22,7 @@ class Target(NamedTuple):
 
 
 # What `compiled_for` chose; None is this processor.
-_target: ContextVar[Target | None] = ContextVar("target", default=None)
+_target: ContextVar[CodeTarget | None] = ContextVar("target", default=None)
 
 
 class CompiledCode:
@@ -78,7 +78,7 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-def target() -> Target:
+def target() -> CodeTarget:
     """Return what kernels are compiled for now."""
     return _target.get() or _this_processor()
 
@@ -104,7 +104,7 @@ def compiled_for(width: int, *, without: Collection[str] = ()) -> Iterator[None]
 
     They do not use what the features *without* of this processor add, by LLVM's names.
     """
-    token = _target.set(Target(width, _this_processor().features.difference(without)))
+    token = _target.set(CodeTarget(width, _this_processor().features.difference(without)))
     try:
         yield
     finally:
@@ -112,8 +112,8 @@ def compiled_for(width: int, *, without: Collection[str] = ()) -> Iterator[None]
 
 
 @cache
-def _this_processor() -> Target:
+def _this_processor() -> CodeTarget:
     import llvmlite.binding as llvm
 
     features = frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
-    return Target(64 if {"avx512f", "avx512bw", "avx512vl"} <= features else 32, features)
+    return CodeTarget(64 if {"avx512f", "avx512bw", "avx512vl"} <= features else 32, features)

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
-from idefics_cli.models.kernels.compiler import CompiledCode, Target, target
+from idefics_cli.models.kernels.compiler import CodeTarget, CompiledCode, target
 from idefics_cli.models.kernels.openmp import openmp_library
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class LazyKernel:
 
     def __init__(self, body: Body, *, arguments: int) -> None:
         self._body, self._arguments = body, arguments
-        self._kernels: dict[Target, CompiledKernel] = {}
+        self._kernels: dict[CodeTarget, CompiledKernel] = {}
 
     def __call__(self, pieces: int, *arguments: int) -> None:
         """Run the kernel, compiled if it is not yet; see `CompiledKernel.__call__`.
