@@ -39,10 +39,11 @@ def serve(control: socket.socket) -> None:
         if kind != EARLY_FORK:
             import_engine()
         if streams:
-            if not os.fork():
-                # The run knows the id before the first answer. Without it, the run would kill the
-                # server to end this process.
-                control.send(b"%s %d" % (message, os.getpid()))
+            process_id = os.fork()
+            # Without the id, the run would kill the server to end the fork. So the fork tells it
+            # before its first answer, and the server for a fork that ends before it can.
+            control.send(b"%s %d" % (message, process_id or os.getpid()))
+            if not process_id:
                 _adopt(streams)
                 return
             for stream in streams:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from idefics_cli.models.kernels import jit
 from idefics_cli.models.kernels.bf16_12bit.linear import CompactLinear
+from idefics_cli.models.kernels.compiler import CodeTarget, target
 from idefics_cli.models.kernels.int4.compiled import CompiledInt4Linear
 from idefics_cli.models.kernels.int4.kernel import GROUP
 from idefics_cli.models.kernels.int8.dots import EXTRA_BYTES
@@ -121,7 +122,9 @@ class TextStep:
     @classmethod
     def passes_self_test(cls) -> bool:
         """Whether the code can be compiled here."""
-        return jit.passes(lambda: _compiled(StepKind((Format.FLOAT32,), 16, False)) is not None)
+        return jit.passes(
+            lambda: _compiled(StepKind((Format.FLOAT32,), 16, False), target()) is not None
+        )
 
     @staticmethod
     def problem(text: TextModel) -> str | None:
@@ -143,7 +146,7 @@ class TextStep:
         linears = [linear for layer in text.layers for linear in layer.linears]
         formats = {_format(linear) for linear in (*linears, text.head)}
         kind = StepKind(tuple(sorted(formats)), text.head_width, text.dtype == torch.bfloat16)
-        self._code = _compiled(kind)
+        self._code = _compiled(kind, target())
         # The tables hold addresses of these tensors, which must stay alive.
         self._kept: list[Tensor] = []
         self._fields = (ctypes.c_int64 * FIELDS)()
@@ -323,7 +326,7 @@ class TextStep:
 
 
 @cache
-def _compiled(kind: StepKind) -> CompiledModule:
+def _compiled(kind: StepKind, _: CodeTarget) -> CompiledModule:
     barrier = ctypes.cast(openmp_library().GOMP_barrier, ctypes.c_void_p).value
     return CompiledModule(
         repr(kind), lambda: write_module(kind, _NAME), symbols={BARRIER: barrier or 0}
