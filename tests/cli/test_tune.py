@@ -140,10 +140,13 @@ def test_a_run_writes_an_adapter_that_answers_as_its_last_evaluation(data: Path)
     assert Path("out/loss.svg").read_text().startswith("<svg")
     assert "scene-000.png" in Path("out/samples.html").read_text()
 
-    again = run(
-        *("caption", "photos", "--adapter", "out", "-o", "new.jsonl"), services=Services(stdin=None)
-    )
-    assert again.code == 0
+    check_captions(result, "--adapter", "out")
+
+
+def check_captions(result: Any, *model: str) -> None:
+    """Check that captions by *model* are those of the last evaluation in *result*."""
+    ran = run("caption", "photos", *model, "-o", "new.jsonl", services=Services(stdin=None))
+    assert ran.code == 0
     captions = captions_in("new.jsonl")
     assert captions == [sample["after"] for sample in result["samples"]]
     assert captions != [sample["before"] for sample in result["samples"]]
@@ -155,14 +158,7 @@ def test_the_weights_themselves_are_trained_with_full_into_a_model_for_m(
     monkeypatch.chdir(full.folder)
     assert full.ran.code == 0
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir("out"))
-    result = full.result
-    again = run(
-        *("caption", "photos", "-m", "./out", "-o", "new.jsonl"), services=Services(stdin=None)
-    )
-    assert again.code == 0
-    captions = captions_in("new.jsonl")
-    assert captions == [sample["after"] for sample in result["samples"]]
-    assert captions != [sample["before"] for sample in result["samples"]]
+    check_captions(full.result, "-m", "./out")
 
 
 def test_a_model_of_an_earlier_run_is_trained_further_as_any_other(

@@ -25,6 +25,8 @@ from idefics_cli.models.kernels.jit import Code, LazyKernel, Variable
 if TYPE_CHECKING:
     from llvmlite import ir
 
+_Totals = Sequence[Sequence[Variable]]
+
 STEP = 64
 """The width is a multiple of this."""
 MOST_WIDTH = 2**18
@@ -84,7 +86,8 @@ def write_rounding(code: Code, row: ir.Value, arguments: Sequence[ir.Value]) -> 
     source = code.pointer(build.add(rows, build.mul(row, build.mul(width, code.number(4)))))
     target = code.pointer(build.add(rounded, build.mul(row, _row_bytes(code, width))))
     factor = _write_scale(code, source, target, width)
-    sums = [code.variable(code.same(code.i32, size // 4, 0)) for _ in range(2)]
+    zero = code.same(code.i32, size // 4, 0)
+    sums = [code.variable(zero) for _ in range(2 if has_dots() else 0)]
     with code.loop(code.number(0), width, size) as column:
         values = code.load(source, build.mul(column, code.number(4)), floats)
         values = code.call(f"llvm.rint.v{size}f32", floats, build.fmul(values, factor))
@@ -197,6 +200,8 @@ class _Block(ABC):
 
     parts: ClassVar[int]
     """Number of registers for the sums of a row and an output."""
+    stored_bits: ClassVar[int]
+    """Number of bits of a weight in a register."""
 
     def __init__(
         self, code: Code, rows: Sequence[ir.Value], first: ir.Value, given: _DotProduct
@@ -226,13 +231,17 @@ class _Block(ABC):
         """Write the code that keeps *total* at *place* of *sums*, with that of earlier columns."""
 
     @abstractmethod
-    def write_step(
-        self,
-        column: ir.Value,
-        weights: Sequence[ir.Value],
-        totals: Sequence[Sequence[Variable]],
+    def write_register(
+        self, column: ir.Value, numbers: ir.Value, weights: Sequence[ir.Value], totals: _Totals
     ) -> None:
-        """Write the code that adds the products of 64 columns to *totals*, those of each row."""
+        """Write the code that adds the products of the columns that fill a register of weights.
+
+        Args:
+            column: The first of them.
+            numbers: Place of their numbers in a rounded row.
+            weights: Addresses of the weights of each output.
+            totals: The sums of each row: for each output, those of its parts.
+        """
 
     @abstractmethod
     def whole(self, sums: ir.Value, output: int) -> ir.Value:
@@ -276,7 +285,10 @@ class _Block(ABC):
         with code.loop(*columns, STEP) as start:
             for weight in weights:
                 code.prefetch(weight, build.add(start, ahead))
-            self.write_step(start, weights, totals)
+            for first in range(0, STEP, 8 * size // self.stored_bits):
+                column = build.add(start, code.number(first))
+                numbers = build.add(build.mul(column, code.number(2)), code.number(EXTRA_BYTES))
+                self.write_register(column, numbers, weights, totals)
         for sums, of_row in zip(self._sums, totals, strict=True):
             for at, total in zip(places, of_row, strict=True):
                 self.store_total(total.get(), sums, at)
@@ -306,7 +318,7 @@ class _Block(ABC):
 class _ByteBlock(_Block):
     """Sums of an output are those of the upper bytes of the row, and those of the lower."""
 
-    parts = 2
+    parts, stored_bits = 2, 8
 
     def begin(self, rounded: ir.Value, part: int) -> ir.Value:
         """See `_Block.begin`."""
@@ -320,27 +332,21 @@ class _ByteBlock(_Block):
         """See `_Block.store_total`."""
         self.code.store(total, sums, place)
 
-    def write_step(
-        self,
-        column: ir.Value,
-        weights: Sequence[ir.Value],
-        totals: Sequence[Sequence[Variable]],
+    def write_register(
+        self, column: ir.Value, numbers: ir.Value, weights: Sequence[ir.Value], totals: _Totals
     ) -> None:
-        """See `_Block.write_step`."""
+        """See `_Block.write_register`."""
         code, build = self.code, self.code.builder
         kind = code.vector(code.i8, self.size)
         high = code.same(code.i8, self.size, -128)
-        for first in range(0, STEP, self.size):
-            here = build.add(column, code.number(first))
-            at = build.add(build.mul(here, code.number(2)), code.number(EXTRA_BYTES))
-            places = [build.add(at, code.number(part * self.size)) for part in range(2)]
-            halves = [[code.load(row, place, kind) for place in places] for row in self.rounded]
-            for index, weight in enumerate(weights):
-                value = build.xor(code.load(weight, here, kind), high)
-                for of_row, both in zip(totals, halves, strict=True):
-                    for part, half in enumerate(both):
-                        total = of_row[2 * index + part]
-                        total.set(add_dots(code, total.get(), value, half))
+        places = [build.add(numbers, code.number(part * self.size)) for part in range(2)]
+        halves = [[code.load(row, place, kind) for place in places] for row in self.rounded]
+        for index, weight in enumerate(weights):
+            value = build.xor(code.load(weight, column, kind), high)
+            for of_row, both in zip(totals, halves, strict=True):
+                for part, half in enumerate(both):
+                    total = of_row[2 * index + part]
+                    total.set(add_dots(code, total.get(), value, half))
 
     def whole(self, sums: ir.Value, output: int) -> ir.Value:
         """See `_Block.whole`."""
@@ -357,7 +363,7 @@ class _ByteBlock(_Block):
 class _WordBlock(_Block):
     """Sums of an output are in float32, because 32 bits suffice for some columns only."""
 
-    parts = 1
+    parts, stored_bits = 1, 16
 
     def begin(self, rounded: ir.Value, part: int) -> ir.Value:
         """See `_Block.begin`."""
@@ -373,23 +379,17 @@ class _WordBlock(_Block):
         wide = build.sitofp(total, self.float_kind)
         code.store(build.fadd(code.load(sums, place, self.float_kind), wide), sums, place)
 
-    def write_step(
-        self,
-        column: ir.Value,
-        weights: Sequence[ir.Value],
-        totals: Sequence[Sequence[Variable]],
+    def write_register(
+        self, column: ir.Value, numbers: ir.Value, weights: Sequence[ir.Value], totals: _Totals
     ) -> None:
-        """See `_Block.write_step`."""
-        code, build, lanes = self.code, self.code.builder, self.size // 2
-        kind = code.vector(code.i16, lanes)
-        for first in range(0, STEP, lanes):
-            here = build.add(column, code.number(first))
-            at = build.add(build.mul(here, code.number(2)), code.number(EXTRA_BYTES))
-            numbers = [code.load(row, at, kind) for row in self.rounded]
-            for index, weight in enumerate(weights):
-                wide = build.sext(code.load(weight, here, code.vector(code.i8, lanes)), kind)
-                for of_row, each in zip(totals, numbers, strict=True):
-                    of_row[index].set(add_pairs(code, of_row[index].get(), wide, each))
+        """See `_Block.write_register`."""
+        code, build = self.code, self.code.builder
+        narrow, kind = (code.vector(each, self.size // 2) for each in (code.i8, code.i16))
+        rows = [code.load(row, numbers, kind) for row in self.rounded]
+        for index, weight in enumerate(weights):
+            wide = build.sext(code.load(weight, column, narrow), kind)
+            for of_row, each in zip(totals, rows, strict=True):
+                of_row[index].set(add_pairs(code, of_row[index].get(), wide, each))
 
     def whole(self, sums: ir.Value, output: int) -> ir.Value:
         """See `_Block.whole`."""
