@@ -51,7 +51,7 @@ from tests.support.workers import FailsAlone, TooMany, broken_model, without_lib
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcesses]:
-    """What starts a process in milliseconds, by a fork."""
+    """Starts workers in milliseconds, by a fork."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(without_libraries(tmp_path_factory.mktemp("libraries")))
         warm = WarmProcesses(0, forks=True)

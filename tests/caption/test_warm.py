@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 
 class LibraryAnswers(Answers):
-    """Answers with the id of the process, and whether it has the libraries of an engine."""
+    """Answers with the id of the process, and whether it has imported the local engine."""
 
     def __call__(self, request: GenerationRequest) -> str:
         return f"{super().__call__(request)} {'idefics_cli.engine.local.engine' in sys.modules}"

@@ -400,7 +400,7 @@ main()
 def interrupted(
     words: tuple[str, ...], number: signal.Signals, step: int, warm_python: tuple[str, ...]
 ) -> str:
-    """Run until a signal comes right after *step*; return what the command said."""
+    """Run `tune`, which gets a signal right after *step*; return what it wrote to stderr."""
     program = INTERRUPTED.format(step=step, number=int(number))
     done = subprocess.run(
         [*warm_python, "-c", program, "tune", *words, "-m", "demo"],
@@ -448,7 +448,7 @@ def test_a_dry_run_counts_the_rows_with_own_answers_as_the_run_does(
     result = replayed.result
     for name in ("rows", "replayed_rows", "validation_rows", "steps"):
         assert planned[name] == result[name]
-    # Those of the run are the tokens of the data alone.
+    # The result counts the tokens of the data, without those of the own answers.
     assert planned["tokens"] > 2 * result["tokens"]
 
 

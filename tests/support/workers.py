@@ -121,7 +121,7 @@ def answer_of(process: WorkerProcess, function: Callable[[], T]) -> T:
 
 
 def exists(process_id: int) -> bool:
-    """Whether there is a process; also one that has ended, if its parent did not wait for it."""
+    """Whether a process exists; one that has ended counts until its parent has waited for it."""
     try:
         os.kill(process_id, 0)
     except ProcessLookupError:

@@ -100,9 +100,9 @@ def has_feature(name: str) -> bool:
 
 @contextmanager
 def compiled_for(width: int, *, without: Collection[str] = ()) -> Iterator[None]:
-    """Let kernels be compiled for registers of *width* bytes, 32 or 64, in the `with` block.
+    """Compile kernels for registers of *width* bytes, 32 or 64, in the `with` block.
 
-    They do not use what the features *without* of this processor add, by LLVM's names.
+    They do not use the features *without*, by LLVM's names, even if this processor has them.
     """
     token = _target.set(CodeTarget(width, _this_processor().features.difference(without)))
     try:

@@ -224,7 +224,7 @@ class _Block(ABC):
 
     @abstractmethod
     def load_total(self, sums: ir.Value, place: ir.Value) -> ir.Value:
-        """Return what the sum of some columns begins with; that of earlier ones is at *place*."""
+        """Return where the sum of the next columns begins; the sum so far is at *place*."""
 
     @abstractmethod
     def store_total(self, total: ir.Value, sums: ir.Value, place: ir.Value) -> None:
