@@ -1,8 +1,8 @@
-"""Code that kernels share: the first output of a block, and the scale of numbers to round."""
+"""Code that kernels share: outputs of a block, prefetching, and the scale of numbers to round."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from idefics_cli.models.kernels.jit import Code
 
@@ -20,6 +20,54 @@ def first_output(code: Code, block: ir.Value, outputs: ir.Value, size: int) -> i
     first = build.mul(block, code.number(size))
     last = build.sub(outputs, code.number(size))
     return build.select(build.icmp_signed("<", first, last), first, last)
+
+
+class Distance(NamedTuple):
+    """How many bytes ahead weights are prefetched: those of short lines, and those of long ones."""
+
+    short: ir.Value
+    long: ir.Value
+
+
+def write_prefetch(
+    code: Code,
+    weights: ir.Value,
+    first: ir.Value,
+    line: ir.Value,
+    start: ir.Value,
+    distance: Distance,
+    *,
+    outputs: int,
+    step: int,
+    longest: int,
+) -> None:
+    """Write the code that prefetches weights in a loop that reads several outputs in turns.
+
+    Short lines are prefetched in the order of their addresses, because the processor then helps and
+    prefetches further ahead. In the order in which the loop reads them, a product with 960 bytes
+    for each output took 1.5 times as long (AMD Zen 3).
+
+    Args:
+        code: Where the code is written.
+        weights: Pointer to weights.
+        first: Where those of the first output begin, in bytes from *weights*.
+        line: Bytes of the weights of an output.
+        start: How many bytes of each output the loop has read.
+        distance: How far ahead; 0 is what the loop reads next.
+        outputs: Number of outputs; their weights follow each other.
+        step: How many bytes of each output the loop reads in one pass, a multiple of 64.
+        longest: The most bytes of a short line.
+    """
+    build = code.builder
+    is_short = build.icmp_signed("<=", line, code.number(longest))
+    ahead = build.select(is_short, distance.short, distance.long)
+    pace = build.select(is_short, code.number(outputs), code.number(1))
+    gap = build.select(is_short, code.number(step), line)
+    place = build.add(first, build.add(build.mul(start, pace), ahead))
+    for number in range(outputs):
+        at = build.add(place, build.mul(gap, code.number(number)))
+        for part in range(0, step, 64):
+            code.prefetch(weights, build.add(at, code.number(part)))
 
 
 def size_bits(code: Code, values: ir.Value) -> ir.Value:

@@ -13,6 +13,7 @@ from idefics_cli.models.kernels.byte_dots import has_dots
 from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.int8 import dots
 from idefics_cli.models.kernels.int8 import kernel as int8_kernel
+from idefics_cli.models.kernels.int8.rounding import EXTRA_BYTES, round_rows
 from idefics_cli.models.kernels.openmp import torch_threads
 from tests.support.kernels import needs_compiler, relative_error
 
@@ -42,9 +43,9 @@ def rows_of(count: int, width: int) -> Tensor:
 
 def as_rounded(rows: Tensor) -> Tensor:
     """Return *rows* as the kernel rounds them, in float64."""
-    rounded, size = dots.round_rows(rows), vector_bytes()
+    rounded, size = round_rows(rows), vector_bytes()
     scale = rounded[:, :4].contiguous().view(torch.float32).double()
-    stored = rounded[:, dots.EXTRA_BYTES :].contiguous()
+    stored = rounded[:, EXTRA_BYTES:].contiguous()
     if not has_dots():
         return stored.view(torch.int16).double() * scale
     numbers = stored.view(torch.int8)

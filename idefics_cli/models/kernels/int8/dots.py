@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from idefics_cli.models.kernels.blocks import first_output, scale_and_factor, size_bits
+from idefics_cli.models.kernels.blocks import Distance, first_output, write_prefetch
 from idefics_cli.models.kernels.byte_dots import add_dots, add_pairs, has_dots
 from idefics_cli.models.kernels.compiler import vector_bytes
+from idefics_cli.models.kernels.int8.rounding import EXTRA_BYTES, SUMS_AT, round_rows, row_bytes
 from idefics_cli.models.kernels.jit import Code, LazyKernel, Variable
 
 if TYPE_CHECKING:
@@ -33,30 +34,18 @@ MOST_WIDTH = 2**18
 """Up to this width, the sums of the products of bytes fit into 32 bits with their sign."""
 OUTPUTS = 16
 """Number of outputs that are computed together; there are as many or more."""
-EXTRA_BYTES = 192
-"""A rounded row takes two bytes for each number, and this many more; see `write_rounding`."""
-
 # The numbers of these columns of 4 rows stay in the L1 cache while 16 outputs use them. And the
 # sums of so many products of 16-bit numbers fit into 32 bits.
 _COLUMNS_TOGETHER = 4096
-# The upper byte is at most 127 and the lower at least -128, so no number is larger than this.
-_HIGHEST = 127 * 256
-_SUMS_AT = 64
 # The weights that are read this many outputs later are prefetched: a few kilobytes ahead.
 _AHEAD_OF_ONE, _AHEAD = 4, 8
+# Outputs with at most this many bytes are prefetched in the order of their addresses.
+_SHORT_BYTES = 3072
 
 
 def fits(outputs: int, width: int) -> bool:
     """Whether the kernel can multiply by weights (outputs, width)."""
     return outputs >= OUTPUTS and width % STEP == 0 and width <= MOST_WIDTH
-
-
-def round_rows(rows: Tensor) -> Tensor:
-    """Return *rows* (N, in) float32 in 16 bits, (N, 2 in + 192) uint8; see `write_rounding`."""
-    count, width = rows.shape
-    rounded = torch.empty(count, 2 * width + EXTRA_BYTES, dtype=torch.uint8)
-    _round(count, width, rows.data_ptr(), rounded.data_ptr())
-    return rounded
 
 
 def product(rows: Tensor, weight: Tensor) -> Tensor:
@@ -70,68 +59,6 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
     addresses = (tensor.data_ptr() for tensor in (rounded, weight, out))
     _product(-(-outputs // OUTPUTS), len(rows), width, outputs, *addresses)
     return out
-
-
-def write_rounding(code: Code, row: ir.Value, arguments: Sequence[ir.Value]) -> None:
-    """Write the code that rounds one row.
-
-    A rounded row begins with its scale, in float32. From byte 192 on, it has its numbers. If the
-    processor multiplies bytes, their upper and lower bytes take turns, a register each; and from
-    byte 64 on, there are two registers, for the upper bytes and for the lower: what their products
-    with 128 add up to, negative, because the weights get 128 added, so that they are not negative.
-    """
-    width, rows, rounded = arguments
-    build, size = code.builder, vector_bytes()
-    floats, wide = code.vector(code.f32, size), code.vector(code.i32, size)
-    source = code.pointer(build.add(rows, build.mul(row, build.mul(width, code.number(4)))))
-    target = code.pointer(build.add(rounded, build.mul(row, _row_bytes(code, width))))
-    factor = _write_scale(code, source, target, width)
-    zero = code.same(code.i32, size // 4, 0)
-    sums = [code.variable(zero) for _ in range(2 if has_dots() else 0)]
-    with code.loop(code.number(0), width, size) as column:
-        values = code.load(source, build.mul(column, code.number(4)), floats)
-        values = code.call(f"llvm.rint.v{size}f32", floats, build.fmul(values, factor))
-        whole = build.fptosi(values, wide)
-        at = build.add(build.mul(column, code.number(2)), code.number(EXTRA_BYTES))
-        if has_dots():
-            _write_bytes(code, whole, target, at, sums)
-        else:
-            code.store(build.trunc(whole, code.vector(code.i16, size)), target, at)
-    for part, total in enumerate(sums):
-        code.store(build.neg(total.get()), target, _SUMS_AT + part * size)
-
-
-def _write_bytes(
-    code: Code, whole: ir.Value, target: ir.Value, at: ir.Value, sums: Sequence[Variable]
-) -> None:
-    """Write the code that stores the bytes of *whole*, and adds to their sums."""
-    build, size = code.builder, vector_bytes()
-    high = code.same(code.i8, size, -128)
-    upper = build.add(whole, code.same(code.i32, size, 128))
-    upper = build.ashr(upper, code.same(code.i32, size, 8))
-    for part, (value, total) in enumerate(zip((upper, whole), sums, strict=True)):
-        narrow = build.trunc(value, code.vector(code.i8, size))
-        code.store(narrow, target, build.add(at, code.number(part * size)))
-        total.set(add_dots(code, total.get(), high, narrow))
-
-
-def _write_scale(code: Code, source: ir.Value, target: ir.Value, width: ir.Value) -> ir.Value:
-    """Write the code that stores the scale of a row; return the factor of its numbers, spread."""
-    build, size = code.builder, vector_bytes()
-    floats, wide = code.vector(code.f32, size), code.vector(code.i32, size)
-    largest = code.variable(code.same(code.i32, size, 0))
-    with code.loop(code.number(0), width, size) as column:
-        values = code.load(source, build.mul(column, code.number(4)), floats)
-        bits = size_bits(code, values)
-        largest.set(code.call(f"llvm.umax.v{size}i32", wide, largest.get(), bits))
-    scale, factor = scale_and_factor(code, largest.get(), _HIGHEST)
-    code.store(scale, target, 0)
-    return code.spread(factor, size)
-
-
-def _row_bytes(code: Code, width: ir.Value) -> ir.Value:
-    build = code.builder
-    return build.add(build.mul(width, code.number(2)), code.number(EXTRA_BYTES))
 
 
 class _DotProduct(NamedTuple):
@@ -212,7 +139,7 @@ class _Block(ABC):
         self.sum_kind = code.vector(code.i32, self.size // 4)
         self.float_kind = code.vector(code.f32, self.size // 4)
         self._rows, self._first, self._given = rows, first, given
-        line = _row_bytes(code, given.width)
+        line = row_bytes(code, given.width)
         self.rounded = [
             code.pointer(build.add(given.rounded, build.mul(row, line))) for row in rows
         ]
@@ -279,12 +206,20 @@ class _Block(ABC):
             code.pointer(build.add(self._given.weight, build.mul(each, self._given.width)))
             for each in numbers
         ]
-        # The next outputs are fetched, because the processor's own prefetcher stops at every page.
         distance = _AHEAD_OF_ONE if len(self._rows) == 1 else _AHEAD
         ahead = build.mul(self._given.width, code.number(distance))
         with code.loop(*columns, STEP) as start:
-            for weight in weights:
-                code.prefetch(weight, build.add(start, ahead))
+            write_prefetch(
+                code,
+                weights[0],
+                code.number(0),
+                self._given.width,
+                start,
+                Distance(ahead, ahead),
+                outputs=count,
+                step=STEP,
+                longest=_SHORT_BYTES,
+            )
             for first in range(0, STEP, 8 * size // self.stored_bits):
                 column = build.add(start, code.number(first))
                 numbers = build.add(build.mul(column, code.number(2)), code.number(EXTRA_BYTES))
@@ -322,7 +257,7 @@ class _ByteBlock(_Block):
 
     def begin(self, rounded: ir.Value, part: int) -> ir.Value:
         """See `_Block.begin`."""
-        return self.code.load(rounded, _SUMS_AT + part * self.size, self.sum_kind)
+        return self.code.load(rounded, SUMS_AT + part * self.size, self.sum_kind)
 
     def load_total(self, sums: ir.Value, place: ir.Value) -> ir.Value:
         """See `_Block.load_total`."""
@@ -396,5 +331,4 @@ class _WordBlock(_Block):
         return self.code.load(sums, output * self.size, self.float_kind)
 
 
-_round = LazyKernel(write_rounding, arguments=3)
 _product = LazyKernel(_write_product, arguments=6)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from idefics_cli.models.kernels import jit
-from idefics_cli.models.kernels.blocks import first_output
+from idefics_cli.models.kernels.blocks import Distance, first_output, write_prefetch
 from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.int8 import dots
 from idefics_cli.models.kernels.jit import Code, LazyKernel, Variable
@@ -32,8 +32,10 @@ OUTPUTS_TOGETHER = 4
 Stored = Literal["int8", "bfloat16", "float32"]
 """How weights are stored that are laid out in rows, one row for each output."""
 _BYTES: Mapping[Stored, int] = MappingProxyType({"int8": 1, "bfloat16": 2, "float32": 4})
-# The kernel prefetches the weights at this distance in bytes; `int4/kernel.py` says why.
+# The kernel prefetches weights 4 outputs ahead, or at this distance in bytes if an output has more
+# than `_SHORT_BYTES`.
 _PREFETCH_BYTES = 4096
+_SHORT_BYTES = 3 * 2**12
 
 
 def product(rows: Tensor, weight: Tensor) -> Tensor:
@@ -186,11 +188,19 @@ def _write_prefetch(
     code: Code, outputs: Sequence[ir.Value], given: _RowsProduct, start: ir.Value
 ) -> None:
     build, size = code.builder, _BYTES[given.stored]
-    for output in outputs:
-        offset = build.add(build.mul(output, given.width), start)
-        offset = build.mul(offset, code.number(size))
-        for line in range(0, STEP * size, 64):
-            code.prefetch(given.weight, build.add(offset, code.number(_PREFETCH_BYTES + line)))
+    line = build.mul(given.width, code.number(size))
+    ahead = build.mul(line, code.number(len(outputs)))
+    write_prefetch(
+        code,
+        given.weight,
+        build.mul(outputs[0], line),
+        line,
+        build.mul(start, code.number(size)),
+        Distance(ahead, code.number(_PREFETCH_BYTES)),
+        outputs=len(outputs),
+        step=STEP * size,
+        longest=_SHORT_BYTES,
+    )
 
 
 def _write_part(

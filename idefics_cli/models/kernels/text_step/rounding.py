@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from idefics_cli.models.kernels.bf16_12bit import products as compact
 from idefics_cli.models.kernels.int4 import kernel as int4
-from idefics_cli.models.kernels.int8 import dots
+from idefics_cli.models.kernels.int8 import rounding as int8
 from idefics_cli.models.kernels.jit import Code
 from idefics_cli.models.kernels.text_step.layout import Format, LinearField
 from idefics_cli.models.kernels.text_step.products import LANES, field, takes_dots
@@ -57,7 +57,7 @@ def write_rounding(code: Code, given: Rounding, formats: Sequence[Format]) -> No
             build.if_then(build.and_(is_int8, takes_dots(code, width))),
             code.loop(code.number(0), given.rows) as row,
         ):
-            dots.write_rounding(code, row, (width, given.activations, given.numbers))
+            int8.write_rounding(code, row, (width, given.activations, given.numbers))
     if Format.BFLOAT16_12BIT in formats and compact.multiplies_bfloat16():
         with build.if_then(build.icmp_signed("==", chosen, code.number(Format.BFLOAT16_12BIT))):
             _write_halves(code, given, build.mul(width, given.rows))

@@ -25,8 +25,8 @@ from idefics_cli.models.kernels.bf16_12bit.linear import CompactLinear
 from idefics_cli.models.kernels.compiler import CodeTarget, target
 from idefics_cli.models.kernels.int4.compiled import CompiledInt4Linear
 from idefics_cli.models.kernels.int4.kernel import GROUP
-from idefics_cli.models.kernels.int8.dots import EXTRA_BYTES
 from idefics_cli.models.kernels.int8.linear import CompiledInt8Linear
+from idefics_cli.models.kernels.int8.rounding import EXTRA_BYTES
 from idefics_cli.models.kernels.jit import CompiledModule
 from idefics_cli.models.kernels.openmp import openmp_library
 from idefics_cli.models.kernels.text_step.functions import BARRIER, StepKind
