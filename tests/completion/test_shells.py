@@ -88,6 +88,9 @@ class Terminal:
             .replace("{folder}", str(path.parent if kind.name != "zsh sourced" else home))
             .replace("{prompt}", PROMPT)
         )
+        # Without this folder, fish reads all manual pages in a process that outlives it, for half
+        # a minute.
+        (home / ".local/share/fish/generated_completions").mkdir(parents=True, exist_ok=True)
         environ = {
             **os.environ,
             "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
