@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+from typing import Any
 
 PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGWINCH")
 # MKL's own allocator counts per thread. In a fork it looped for ever, because it searched for
@@ -25,6 +26,9 @@ PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGWINCH")
 PLAIN_MEMORY = {"MKL_DISABLE_FAST_MM": "1"}
 MODULES = (
     "idefics_cli.caption.resume.journaled_sink",
+    "idefics_cli.caption.run",
+    "idefics_cli.caption.sinks.jsonl",
+    "idefics_cli.caption.sinks.tsv",
     "idefics_cli.engine.local.engine",
     "idefics_cli.models.families.idefics2",
     "idefics_cli.models.families.resize",
@@ -34,10 +38,12 @@ MODULES = (
     "transformers.models.llama.modeling_llama",
     "transformers.models.mistral.modeling_mistral",
 )
-MODELS = (
-    "transformers.models.llama.modeling_llama",
-    "transformers.models.mistral.modeling_mistral",
-)
+# Seconds of imports that few commands need, so that the first of them lets the server import them.
+MODULES_OF_COMMANDS = {
+    "doctor": ("bitsandbytes",),
+    "serve": ("idefics_cli.server.connections", "idefics_cli.server.run"),
+    "tune": ("peft", "idefics_cli.training.tuning.run"),
+}
 
 
 def ask(path: str, arguments: list[str]) -> int:
@@ -94,12 +100,18 @@ def serve(path: str) -> None:
         os.write(1, b"ready\n")
         while listener in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
-            if not os.fork():
+            order, descriptors = _order(connection)
+            for word in order.get("arguments", ()):
+                for name in MODULES_OF_COMMANDS.get(word, ()):
+                    importlib.import_module(name)
+            if order and not os.fork():
                 listener.close()
-                if _fork_run(connection):
+                if _fork_run(connection, order, descriptors):
                     return
                 os._exit(0)
             connection.close()
+            for descriptor in descriptors:
+                os.close(descriptor)
     os._exit(0)
 
 
@@ -108,7 +120,9 @@ def _import_all() -> None:
         importlib.import_module(name)
     # Imports that happen at first use.
     importlib.import_module("PIL.Image").init()
-    importlib.import_module("tests.support.commands").run("--version")
+    with contextlib.suppress(ImportError):  # not on every system
+        importlib.import_module("llvmlite.binding")
+    importlib.import_module("tests.support.commands").run("config", "path")
     classes = importlib.import_module("idefics_cli.models.families.classes")
     for family in ("idefics", "idefics2", "idefics3", "smolvlm"):
         classes.config_class(family)
@@ -116,12 +130,18 @@ def _import_all() -> None:
         classes.processor_classes(family)
 
 
-def _fork_run(connection: socket.socket) -> bool:
-    """Fork for the run; return True in the fork, and False in the parent when the run has ended."""
+def _order(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Return what to run, and its open files; nothing if the client is gone."""
     text, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 3)
     while not text.endswith(b"\n"):
-        text += connection.recv(1 << 16)
-    order = json.loads(text)
+        if not (more := connection.recv(1 << 16)):
+            return {}, descriptors
+        text += more
+    return json.loads(text), descriptors
+
+
+def _fork_run(connection: socket.socket, order: dict[str, Any], descriptors: list[int]) -> bool:
+    """Fork for the run; return True in the fork, and False in the parent when the run has ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = os.fork()
     if not child:
