@@ -1,4 +1,4 @@
-"""The code that multiplies a few rows by weights of 12 bits; see `kernel.py`."""
+"""The code that multiplies rows by weights of 12 bits; see `kernel.py`."""
 
 from __future__ import annotations
 
@@ -33,11 +33,23 @@ PAIR_PRODUCT = "llvm.x86.avx512bf16.dpbf16ps.512"
 # With registers of 64 bytes, this many rows are multiplied together, so that the weights are
 # unpacked once for all these rows.
 ROWS_TOGETHER = 16
+# With registers of 32 bytes, more rows than these are multiplied by weights in float32, which are
+# unpacked for this many groups at a time: 16 kB.
+_FEW_ROWS = 2
+_GROUPS_TOGETHER = 32
 
 
 def multiplies_bfloat16() -> bool:
     """Return whether the kernels multiply pairs of bfloat16."""
     return vector_bytes() == 64 and has_feature("avx512bf16")
+
+
+def unpacks_to_memory() -> bool:
+    """Return whether the kernel is the fastest for any number of rows.
+
+    It then unpacks weights to memory once for all rows, and not in registers for each few rows.
+    """
+    return vector_bytes() == 32
 
 
 class CompactProduct(NamedTuple):
@@ -67,13 +79,111 @@ class CompactProduct(NamedTuple):
 
 
 def write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
-    """Write the code that multiplies a few rows by 16 outputs."""
-    given = CompactProduct(*arguments)
-    sizes = (ROWS_TOGETHER, 8, 4, 2, 1) if vector_bytes() == 64 else (2, 1)
+    """Write the code that multiplies all rows by 16 outputs."""
+    given, build = CompactProduct(*arguments), code.builder
+    if not unpacks_to_memory():
+        _write_few_rows(code, block, given, (ROWS_TOGETHER, 8, 4, 2, 1))
+    else:
+        are_few = build.icmp_signed("<=", given.rows, code.number(_FEW_ROWS))
+        with build.if_else(are_few) as (few, more):
+            with few:
+                _write_few_rows(code, block, given, (2, 1))
+            with more:
+                _write_more_rows(code, block, given)
+    write_outliers_added(code, block, given)
+
+
+def _write_few_rows(
+    code: Code, block: ir.Value, given: CompactProduct, sizes: Sequence[int]
+) -> None:
+    """Write the code that multiplies rows by weights that are unpacked in registers."""
     for portion in code.portions(given.rows, sizes):
         for part in range(4 * LANES // vector_bytes()):
             _write_rows(code, portion, block, part, given)
-    write_outliers_added(code, block, given)
+
+
+def _write_more_rows(code: Code, block: ir.Value, given: CompactProduct) -> None:
+    """Write the code that unpacks weights to memory that stays in the cache, for all rows."""
+    build = code.builder
+    weights = code.room(_GROUPS_TOGETHER * GROUP * 4 * LANES)
+    with code.loop(code.number(0), given.groups, _GROUPS_TOGETHER) as start:
+        stop = build.add(start, code.number(_GROUPS_TOGETHER))
+        stop = build.select(build.icmp_signed("<", stop, given.groups), stop, given.groups)
+        _write_unpacked(code, block, (start, stop), given, weights)
+        for portion in code.portions(given.rows, (6, 4, 2, 1)):
+            _write_sums(code, portion, block, (start, stop), given, weights)
+
+
+def _write_unpacked(
+    code: Code,
+    block: ir.Value,
+    groups: tuple[ir.Value, ir.Value],
+    given: CompactProduct,
+    weights: ir.Value,
+) -> None:
+    """Write the code that unpacks some groups to *weights*: (columns, 16) float32, scaled."""
+    (first, stop), build, lanes = groups, code.builder, vector_bytes() // 4
+    source, scale = code.pointer(given.packed), code.pointer(given.scale)
+    kind = code.vector(code.f32, lanes)
+    outputs = build.mul(block, code.number(4 * LANES))
+    scales = [
+        code.load(scale, build.add(outputs, code.number(at)), kind)
+        for at in range(0, 4 * LANES, 4 * lanes)
+    ]
+    with code.loop(first, stop) as group:
+        base = build.add(build.mul(block, given.groups), group)
+        base = build.mul(base, code.number(GROUP_BYTES))
+        for line in range(0, GROUP_BYTES, 64):
+            ahead = code.number(GROUP_BYTES * _GROUPS_TOGETHER + line)
+            code.prefetch(source, build.add(base, ahead))
+        column = build.mul(build.sub(group, first), code.number(GROUP))
+        for part, factor in enumerate(scales):
+            exponents = load_exponents(code, source, base, part)
+            for pair in range(PAIRS):
+                both = widened(code, unpacked_pair(code, source, base, exponents, pair, part))
+                for number, value in enumerate(both, start=2 * pair):
+                    at = build.mul(build.add(column, code.number(number)), code.number(4 * LANES))
+                    at = build.add(at, code.number(4 * lanes * part))
+                    code.store(build.fmul(value, factor), weights, at)
+
+
+def _write_sums(
+    code: Code,
+    rows: tuple[ir.Value, int],
+    block: ir.Value,
+    groups: tuple[ir.Value, ir.Value],
+    given: CompactProduct,
+    weights: ir.Value,
+) -> None:
+    """Write the code that adds the products of some rows with unpacked weights to the results."""
+    (row, count), (first, stop) = rows, groups
+    build, lanes = code.builder, vector_bytes() // 4
+    kind, zeros = code.vector(code.f32, lanes), code.same(code.f32, lanes, 0.0)
+    is_first = build.icmp_signed("==", first, code.number(0))
+    numbers = [build.add(row, code.number(each)) for each in range(count)]
+    line = build.mul(given.groups, code.number(4 * GROUP))
+    start = build.add(given.activations, build.mul(first, code.number(4 * GROUP)))
+    sources = [code.pointer(build.add(start, build.mul(each, line))) for each in numbers]
+    out = build.add(given.out, build.mul(block, code.number(4 * LANES)))
+    line = build.mul(given.outputs, code.number(4))
+    targets = [code.pointer(build.add(out, build.mul(each, line))) for each in numbers]
+    places = range(0, 4 * LANES, 4 * lanes)
+    sums = [
+        [code.variable(build.select(is_first, zeros, code.load(each, at, kind))) for at in places]
+        for each in targets
+    ]
+    columns = build.mul(build.sub(stop, first), code.number(GROUP))
+    with code.loop(code.number(0), columns) as column:
+        base = build.mul(column, code.number(4 * LANES))
+        values = [code.load(weights, build.add(base, code.number(at)), kind) for at in places]
+        for source, totals in zip(sources, sums, strict=True):
+            activation = code.load(source, build.mul(column, code.number(4)), code.f32)
+            spread = code.spread(activation, lanes)
+            for value, total in zip(values, totals, strict=True):
+                total.set(code.fused(value, spread, total.get()))
+    for target, totals in zip(targets, sums, strict=True):
+        for at, total in zip(places, totals, strict=True):
+            code.store(total.get(), target, at)
 
 
 def write_outliers_added(
