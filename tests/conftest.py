@@ -110,6 +110,14 @@ def make_home(tmp_path_factory: pytest.TempPathFactory, compiled_code: Path) -> 
     return make
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_garbage_of_earlier_files() -> Iterator[None]:
+    """Do for what outlives a file, such as imports, what `pytest_collection` does for the tests."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_home_of_fixtures(make_home: Callable[[], Path]) -> Iterator[None]:
     """Do for fixtures of a module or session what `_own_home` does for a test."""
