@@ -41,7 +41,7 @@ def write_prefetch(
     step: int,
     longest: int,
 ) -> None:
-    """Write the code that prefetches weights in a loop that reads several outputs in turns.
+    """Write the code that prefetches weights in a loop that reads several outputs in turn.
 
     Short lines are prefetched in the order of their addresses, because the processor then helps and
     prefetches further ahead. In the order in which the loop reads them, a product with 960 bytes

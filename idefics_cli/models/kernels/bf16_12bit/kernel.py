@@ -1,4 +1,4 @@
-"""Storage of bfloat16 weights in 12 bits, without loss, and their products with a few rows.
+"""Storage of bfloat16 weights in 12 bits, without loss, and their products with rows.
 
 The weights of one output have similar sizes. So 4 bits instead of 8 hold an exponent: its distance
 from the largest exponent of the output. Sign and fraction stay as they are. A weight that is

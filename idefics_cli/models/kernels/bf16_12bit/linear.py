@@ -35,6 +35,7 @@ class CompactLinear(KernelLinear):
         compact: As given.
     """
 
+    # Where the kernel unpacks weights to memory, it multiplies more rows than these, too.
     FEW_ROWS = 128
 
     def __init__(self, linear: nn.Linear, compact: Compact) -> None:

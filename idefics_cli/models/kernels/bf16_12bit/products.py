@@ -45,9 +45,10 @@ def multiplies_bfloat16() -> bool:
 
 
 def unpacks_to_memory() -> bool:
-    """Return whether the kernel is the fastest for any number of rows.
+    """Return whether the kernel unpacks weights to memory once, if there are more than two rows.
 
-    It then unpacks weights to memory once for all rows, and not in registers for each few rows.
+    It is then the fastest way for any number of rows. Otherwise it unpacks them in registers, again
+    for each few rows.
     """
     return vector_bytes() == 32
 
@@ -133,6 +134,7 @@ def _write_unpacked(
     with code.loop(first, stop) as group:
         base = build.add(build.mul(block, given.groups), group)
         base = build.mul(base, code.number(GROUP_BYTES))
+        # The next groups come from memory while these are multiplied.
         for line in range(0, GROUP_BYTES, 64):
             ahead = code.number(GROUP_BYTES * _GROUPS_TOGETHER + line)
             code.prefetch(source, build.add(base, ahead))

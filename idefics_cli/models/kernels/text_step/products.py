@@ -39,7 +39,7 @@ class Product(NamedTuple):
         linear: Address of the fields of the layer.
         activations: Address of the rows (rows, width), float32.
         numbers: Address of the rows in the format that the layer needs: in 8 bits for INT4, see
-            `int4.kernel.round_rows`; in 16 bits for INT8, if `takes_dots`, see `int8.dots`; in
+            `int4.kernel.round_rows`; in 16 bits for INT8, if `takes_dots`, see `int8.rounding`; in
             bfloat16 for BFLOAT16_12BIT, if the processor multiplies it.
         scales: Address of their scales.
         out: Address of the products (rows, outputs), float32.
