@@ -189,16 +189,17 @@ def passes_self_test() -> bool:
 
 def _computes_an_example() -> bool:
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(48, 96, generator=generator).to(torch.bfloat16)
+    weight = torch.randn(48, 296, generator=generator).to(torch.bfloat16)
     weight[3, 5], weight[20], weight[40, 2:9] = 0, 0, 1e-9
-    rows = torch.randn(150, 96, generator=generator).to(torch.bfloat16)
+    rows = torch.randn(150, 296, generator=generator).to(torch.bfloat16)
     compact = pack(weight)
     if compact is None:
         return False
-    wide = torch.empty(96, 48)
+    wide = torch.empty(296, 48)
     unpack(compact, 0, wide)
     exact = rows.float() @ weight.float().t()
-    given = [product(rows[:5], compact)]
+    # More rows than are added up together, and more columns than are unpacked together.
+    given = [product(rows[:11], compact)]
     if multiplies_bfloat16():
         given.append(product_of_many(rows, compact).float())
     errors = [(each - exact[: len(each)]).norm() / exact[: len(each)].norm() for each in given]
