@@ -18,7 +18,7 @@ from types import MappingProxyType
 from idefics_cli.chat.attachments import read_back
 from idefics_cli.chat.conversation import ChatPicture, Conversation, Reply, Turn
 from idefics_cli.core.errors import IdeficsError, UsageError
-from idefics_cli.core.files import write_whole
+from idefics_cli.core.files import check_folder_of, write_whole
 from idefics_cli.core.text import abbreviated, printable
 from idefics_cli.core.types import ImageLimits
 from idefics_cli.images.formats import HEAD_BYTES, identify
@@ -121,17 +121,14 @@ def write_export(
         overwrite: Whether to replace an existing file.
 
     Raises:
-        UsageError: If *path* exists and *overwrite* is off, or if it is a folder.
+        UsageError: If *path* exists and *overwrite* is off, is a folder, or is in no folder.
         IdeficsError: If the file cannot be written.
     """
     if path.is_dir():
         raise UsageError(f"`{path}` is a folder", hint="give the name of a file in it")
     if path.exists() and not overwrite:
         raise UsageError(f"`{path}` already exists", hint="choose another name, or remove it first")
-    if not path.parent.is_dir():
-        raise IdeficsError(
-            f"cannot write `{path}`: no folder `{path.parent}`", hint="make the folder first"
-        )
+    check_folder_of(path)
     data = FORMATS[kind](conversation).encode("utf-8", "replace")
     try:
         if path.exists() and not path.is_file():  # a device or a pipe

@@ -164,10 +164,23 @@ def check_place(path: Path) -> None:
     """
     if path.is_dir():
         raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
-    if not path.parent.is_dir():
+    check_folder_of(path)
+
+
+def check_folder_of(path: Path) -> None:
+    """Check that the folder of *path* is there.
+
+    Raises:
+        UsageError: If it is missing, or a file.
+    """
+    folder = path.parent
+    if folder.is_dir():
+        return
+    if folder.exists():
         raise UsageError(
-            f"cannot write `{path}`: no folder `{path.parent}`", hint="make the folder first"
+            f"cannot write `{path}`: `{folder}` is not a folder", hint="choose another folder"
         )
+    raise UsageError(f"cannot write `{path}`: no folder `{folder}`", hint="make the folder first")
 
 
 def unfinished_path(target: Path, *, process: int | None = None) -> Path:

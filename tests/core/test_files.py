@@ -11,7 +11,9 @@ from typing import BinaryIO
 
 import pytest
 
+from idefics_cli.core.errors import UsageError
 from idefics_cli.core.files import (
+    check_place,
     is_unfinished,
     read_regular_file,
     remove_unfinished,
@@ -133,3 +135,12 @@ def test_a_scratch_folder_replaces_those_of_killed_programs(
 def test_what_is_not_json_is_one_kind_of_error(content: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_json(content)
+
+
+def test_a_file_in_place_of_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"`.*file` is not a folder"):
+        check_place(tmp_path / "file" / "x.jsonl")
+    with pytest.raises(UsageError, match=r"no folder `.*none`") as caught:
+        check_place(tmp_path / "none" / "x.jsonl")
+    assert caught.value.hint == "make the folder first"

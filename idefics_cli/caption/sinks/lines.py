@@ -14,7 +14,7 @@ from idefics_cli.caption.sinks.base import ByteStream, FileNameError, Target
 from idefics_cli.caption.sinks.dataset import check_dataset, unreadable_part
 from idefics_cli.caption.sinks.rows import file_name
 from idefics_cli.core.errors import UsageError
-from idefics_cli.core.files import cannot_write
+from idefics_cli.core.files import cannot_write, check_folder_of
 from idefics_cli.core.types import CaptionRecord
 
 _CHUNK = 64 * 1024
@@ -262,9 +262,6 @@ def check_file(path: Path, target: Target) -> None:
         )
     if path.is_file() and target.resume_at is None and target.existing == "error":
         raise UsageError(f"`{path}` exists already", hint="`--overwrite` replaces it")
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"cannot write `{path}`: no folder `{path.parent}`", hint="make the folder first"
-        )
+    check_folder_of(path)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"cannot write `{path}`: permission denied")

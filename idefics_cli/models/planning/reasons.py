@@ -17,7 +17,12 @@ from idefics_cli.models.planning.faults import as_warning
 from idefics_cli.models.planning.needs import Need, describe_fit, describe_shortage
 from idefics_cli.models.planning.placement import Placement, PlanChoices, is_small
 from idefics_cli.models.planning.quantization import Problem
-from idefics_cli.models.planning.speeds import cpu_dtypes, describe_bfloat16, find_check_note
+from idefics_cli.models.planning.speeds import (
+    cpu_dtypes,
+    describe_bfloat16,
+    find_check_note,
+    is_slow_in_bfloat16,
+)
 from idefics_cli.models.planning.trained import (
     adapter_place,
     other_base,
@@ -335,7 +340,7 @@ def _emulated_bfloat16(context: Context) -> str | None:
     option, machine = context.option, context.machine
     if option.dtype != "bfloat16":
         return None
-    if option.device == "cpu" and not machine.cpu_bf16:
+    if option.device == "cpu" and not machine.cpu_bf16 and is_slow_in_bfloat16(machine):
         return f"this processor lacks bfloat16: {describe_bfloat16(machine)}"
     if not all(gpu.has_native_bf16 for gpu in option.gpus):
         return (

@@ -212,6 +212,11 @@ def cpu_dtypes(machine: Machine) -> tuple[DtypeName, ...]:
     return ordered[:1] if ordered[0] == "bfloat16" else ordered
 
 
+def is_slow_in_bfloat16(machine: Machine) -> bool:
+    """Return whether replies or prompts take longer in bfloat16 than in float32 on *machine*."""
+    return min(speeds_of(machine)["bfloat16"]) < 1
+
+
 def describe_bfloat16(machine: Machine) -> str:
     """Return in words how fast bfloat16 is on *machine*, compared with float32."""
     speed = speeds_of(machine)["bfloat16"]

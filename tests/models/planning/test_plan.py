@@ -20,6 +20,7 @@ FACTS = {facts.name: facts for facts in registry_facts(root=Path("/nowhere"))}
 MACHINES = {
     "24 GiB": machines.cpu(24),
     "24 GiB, bf16": machines.cpu(24, "avx512_bf16"),
+    "without AVX2": machines.machine(24, flags=()),
     "compiler": machines.cpu(
         24, "fma", "avx512f", "avx512_bf16", versions={**VERSIONS, "llvmlite": "0.50"}
     ),
@@ -359,7 +360,7 @@ OFFLOADED = {"device": "cuda", "dtype": "float16", "quantization": "none"}
         ("idefics-80b", "two A100", {"dtype": "float16"}, "leaves the range of float16"),
         ("idefics2-8b", "3070", OFFLOADED, "leave the range of float16"),
         ("smolvlm-500m", "24 GiB", {"dtype": "float16"}, "float16 is slow on processors"),
-        ("smolvlm-500m", "24 GiB", {"dtype": "bfloat16"}, "this processor lacks bfloat16"),
+        ("smolvlm-500m", "without AVX2", {"dtype": "bfloat16"}, "this processor lacks bfloat16"),
         ("smolvlm-500m", "2080 Ti", {"dtype": "bfloat16"}, "emulates bfloat16"),
         ("smolvlm-500m", "compiler", {"quantization": "8bit"}, "4bit` is faster"),
         ("idefics2-8b", "64 GiB, bf16", {"quantization": "4bit"}, "2 min the first time"),
@@ -375,6 +376,10 @@ def test_a_warning_says_what_to_do(
     made = plan(model, MACHINES[machine], **choices)
     [found] = [text for text in made.warnings if warning in text]
     assert "`" in found or warning in WITHOUT_REMEDY
+
+
+def test_bfloat16_is_no_warning_where_it_is_not_slower() -> None:
+    assert plan("smolvlm-500m", MACHINES["24 GiB"], dtype="bfloat16").warnings == ()
 
 
 @pytest.mark.parametrize("machine", ["24 GiB, bf16", "4090", "H100", "Mac"])

@@ -11,6 +11,7 @@ from typing import get_args
 
 from idefics_cli.bench.serving.packages import SERVER_PACKAGES
 from idefics_cli.core.errors import InputError, UsageError
+from idefics_cli.core.files import check_folder_of
 from idefics_cli.core.types import Quantization
 
 WITHOUT_MODEL = frozenset({"scale"})
@@ -154,11 +155,7 @@ def check_outputs(*paths: str | None) -> None:
             raise UsageError("the name of the output file is empty")
         if Path(path).is_dir():
             raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
-        if not Path(path).absolute().parent.is_dir():
-            raise UsageError(
-                f"cannot write `{path}`: no folder `{Path(path).parent}`",
-                hint="make the folder first",
-            )
+        check_folder_of(Path(path))
 
 
 def captioned_pictures(folder: Path | None) -> tuple[Path, ...]:
