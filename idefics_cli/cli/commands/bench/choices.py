@@ -11,7 +11,7 @@ from typing import get_args
 
 from idefics_cli.bench.serving.packages import SERVER_PACKAGES
 from idefics_cli.core.errors import InputError, UsageError
-from idefics_cli.core.files import check_folder_of
+from idefics_cli.core.files import check_place
 from idefics_cli.core.types import Quantization
 
 WITHOUT_MODEL = frozenset({"scale"})
@@ -153,9 +153,7 @@ def check_outputs(*paths: str | None) -> None:
             continue
         if not path:
             raise UsageError("the name of the output file is empty")
-        if Path(path).is_dir():
-            raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
-        check_folder_of(Path(path))
+        check_place(Path(path))
 
 
 def captioned_pictures(folder: Path | None) -> tuple[Path, ...]:

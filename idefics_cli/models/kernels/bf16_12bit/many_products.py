@@ -11,7 +11,11 @@ from idefics_cli.models.kernels.bf16_12bit.products import (
     CompactProduct,
     write_outliers_added,
 )
-from idefics_cli.models.kernels.bf16_12bit.unpacking import load_exponents, unpacked_pair
+from idefics_cli.models.kernels.bf16_12bit.unpacking import (
+    load_exponents,
+    start_group,
+    unpacked_pair,
+)
 from idefics_cli.models.kernels.jit import Code, Variable
 
 if TYPE_CHECKING:
@@ -135,11 +139,8 @@ def _write_unpacked(
     (first, stop), build, source = groups, code.builder, code.pointer(given.packed)
     unpacked, line = code.pointer(target.start(code)), target.line
     with code.loop(first, stop) as group:
-        base = build.add(build.mul(block, given.groups), group)
-        base = build.mul(base, code.number(GROUP_BYTES))
-        for start in range(0, GROUP_BYTES, 64):
-            ahead = code.number(GROUP_BYTES * _GROUPS_TOGETHER + start)
-            code.prefetch(source, build.add(base, ahead))
+        ahead = GROUP_BYTES * _GROUPS_TOGETHER
+        base = start_group(code, source, (block, given.groups, group), ahead=ahead)
         exponents = load_exponents(code, source, base, 0)
         place = build.mul(build.sub(group, first), code.number(line * PAIRS))
         for pair in range(PAIRS):

@@ -16,8 +16,10 @@ from idefics_cli.models.kernels.bf16_12bit.layout import (
 from idefics_cli.models.kernels.bf16_12bit.unpacking import (
     load_exponents,
     outliers_of,
+    start_group,
     unpacked_pair,
     widened,
+    write_groups,
 )
 from idefics_cli.models.kernels.compiler import has_feature, vector_bytes
 from idefics_cli.models.kernels.jit import Code
@@ -33,8 +35,8 @@ PAIR_PRODUCT = "llvm.x86.avx512bf16.dpbf16ps.512"
 # With registers of 64 bytes, this many rows are multiplied together, so that the weights are
 # unpacked once for all these rows.
 ROWS_TOGETHER = 16
-# With registers of 32 bytes, more rows than these are multiplied by weights in float32, which are
-# unpacked for this many groups at a time: 16 kB.
+# With registers of 32 bytes, weights for more than `_FEW_ROWS` rows are first unpacked to float32,
+# `_GROUPS_TOGETHER` groups at a time: 16 kB.
 _FEW_ROWS = 2
 _GROUPS_TOGETHER = 32
 
@@ -45,10 +47,10 @@ def multiplies_bfloat16() -> bool:
 
 
 def unpacks_to_memory() -> bool:
-    """Return whether the kernel unpacks weights to memory once, if there are more than two rows.
+    """Return whether the kernel, for more than two rows, unpacks weights once, to memory.
 
-    It is then the fastest way for any number of rows. Otherwise it unpacks them in registers, again
-    for each few rows.
+    The kernel is then the fastest way for any number of rows. Otherwise it unpacks in registers,
+    anew for every few rows.
     """
     return vector_bytes() == 32
 
@@ -80,7 +82,7 @@ class CompactProduct(NamedTuple):
 
 
 def write_product(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
-    """Write the code that multiplies all rows by 16 outputs."""
+    """Write the code that computes 16 outputs of all rows."""
     given, build = CompactProduct(*arguments), code.builder
     if not unpacks_to_memory():
         _write_few_rows(code, block, given, (ROWS_TOGETHER, 8, 4, 2, 1))
@@ -110,43 +112,18 @@ def _write_more_rows(code: Code, block: ir.Value, given: CompactProduct) -> None
     with code.loop(code.number(0), given.groups, _GROUPS_TOGETHER) as start:
         stop = build.add(start, code.number(_GROUPS_TOGETHER))
         stop = build.select(build.icmp_signed("<", stop, given.groups), stop, given.groups)
-        _write_unpacked(code, block, (start, stop), given, weights)
+        # The next groups come from memory while these are multiplied.
+        write_groups(
+            code,
+            block,
+            (start, stop),
+            (given.groups, given.packed, given.scale),
+            weights,
+            code.number(4 * LANES),
+            ahead=GROUP_BYTES * _GROUPS_TOGETHER,
+        )
         for portion in code.portions(given.rows, (6, 4, 2, 1)):
             _write_sums(code, portion, block, (start, stop), given, weights)
-
-
-def _write_unpacked(
-    code: Code,
-    block: ir.Value,
-    groups: tuple[ir.Value, ir.Value],
-    given: CompactProduct,
-    weights: ir.Value,
-) -> None:
-    """Write the code that unpacks some groups to *weights*: (columns, 16) float32, scaled."""
-    (first, stop), build, lanes = groups, code.builder, vector_bytes() // 4
-    source, scale = code.pointer(given.packed), code.pointer(given.scale)
-    kind = code.vector(code.f32, lanes)
-    outputs = build.mul(block, code.number(4 * LANES))
-    scales = [
-        code.load(scale, build.add(outputs, code.number(at)), kind)
-        for at in range(0, 4 * LANES, 4 * lanes)
-    ]
-    with code.loop(first, stop) as group:
-        base = build.add(build.mul(block, given.groups), group)
-        base = build.mul(base, code.number(GROUP_BYTES))
-        # The next groups come from memory while these are multiplied.
-        for line in range(0, GROUP_BYTES, 64):
-            ahead = code.number(GROUP_BYTES * _GROUPS_TOGETHER + line)
-            code.prefetch(source, build.add(base, ahead))
-        column = build.mul(build.sub(group, first), code.number(GROUP))
-        for part, factor in enumerate(scales):
-            exponents = load_exponents(code, source, base, part)
-            for pair in range(PAIRS):
-                both = widened(code, unpacked_pair(code, source, base, exponents, pair, part))
-                for number, value in enumerate(both, start=2 * pair):
-                    at = build.mul(build.add(column, code.number(number)), code.number(4 * LANES))
-                    at = build.add(at, code.number(4 * lanes * part))
-                    code.store(build.fmul(value, factor), weights, at)
 
 
 def _write_sums(
@@ -240,10 +217,7 @@ def _write_rows(
     chains = max(1, 4 // count)
     sums = [[code.variable(nothing) for _ in range(chains)] for _ in numbers]
     with code.loop(code.number(0), given.groups) as group:
-        base = build.add(build.mul(block, given.groups), group)
-        base = build.mul(base, code.number(GROUP_BYTES))
-        for line in range(0, GROUP_BYTES, 64):
-            code.prefetch(source, build.add(base, code.number(_PREFETCH_BYTES + line)))
+        base = start_group(code, source, (block, given.groups, group), ahead=_PREFETCH_BYTES)
         exponents = load_exponents(code, source, base, part)
         for pair in range(PAIRS):
             weights = unpacked_pair(code, source, base, exponents, pair, part)

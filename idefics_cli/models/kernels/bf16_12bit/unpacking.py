@@ -60,26 +60,81 @@ def widened(code: Code, pair: ir.Value) -> tuple[ir.Value, ir.Value]:
 def write_unpack(code: Code, block: ir.Value, arguments: Sequence[ir.Value]) -> None:
     """Write the code that unpacks 16 outputs to float32, transposed."""
     groups, blocks, packed, scale, starts, positions, values, wide = arguments
-    build, lanes = code.builder, vector_bytes() // 4
-    source, target = code.pointer(packed), code.pointer(wide)
+    build = code.builder
     line = build.mul(blocks, code.number(4 * LANES))
-    first = build.mul(block, code.number(4 * LANES))
-    for part in range(LANES // lanes):
-        at = build.add(first, code.number(4 * lanes * part))
-        scales = code.load(code.pointer(scale), at, code.vector(code.f32, lanes))
-        with code.loop(code.number(0), groups) as group:
-            base = build.add(build.mul(block, groups), group)
-            base = build.mul(base, code.number(GROUP_BYTES))
+    target = code.pointer(build.add(wide, build.mul(block, code.number(4 * LANES))))
+    every = (code.number(0), groups)
+    write_groups(code, block, every, (groups, packed, scale), target, line, ahead=GROUP_BYTES)
+    with outliers_of(code, block, starts, positions, values) as (lane, column, value):
+        offset = build.add(build.mul(column, line), build.mul(lane, code.number(4)))
+        code.store(value, target, offset)
+
+
+def write_groups(
+    code: Code,
+    block: ir.Value,
+    chosen: tuple[ir.Value, ir.Value],
+    weights: tuple[ir.Value, ir.Value, ir.Value],
+    target: ir.Value,
+    line: ir.Value,
+    *,
+    ahead: int,
+) -> None:
+    """Write the code that unpacks some groups of 16 outputs to float32, without the outliers.
+
+    Args:
+        code: Where the code is written.
+        block: Number of the block of outputs.
+        chosen: The first group, and the one after the last.
+        weights: Number of groups along the width; addresses of the weights and of their scales.
+        target: Pointer to (columns, 16) float32; its first column is that of the first group.
+        line: Bytes from one column of *target* to the next.
+        ahead: See `start_group`.
+    """
+    (first, stop), (groups, packed, scale) = chosen, weights
+    build, lanes = code.builder, vector_bytes() // 4
+    source, places = code.pointer(packed), range(0, 4 * LANES, 4 * lanes)
+    scales = _scales(code, block, scale)
+    with code.loop(first, stop) as group:
+        base = start_group(code, source, (block, groups, group), ahead=ahead)
+        column = build.mul(build.sub(group, first), code.number(GROUP))
+        for part, (place, factor) in enumerate(zip(places, scales, strict=True)):
             exponents = load_exponents(code, source, base, part)
             for pair in range(PAIRS):
                 both = widened(code, unpacked_pair(code, source, base, exponents, pair, part))
                 for number, value in enumerate(both, start=2 * pair):
-                    row = build.add(build.mul(group, code.number(GROUP)), code.number(number))
-                    offset = build.add(build.mul(row, line), at)
-                    code.store(build.fmul(value, scales), target, offset)
-    with outliers_of(code, block, starts, positions, values) as (lane, column, value):
-        offset = build.add(build.mul(column, line), first)
-        code.store(value, target, build.add(offset, build.mul(lane, code.number(4))))
+                    at = build.mul(build.add(column, code.number(number)), line)
+                    at = build.add(at, code.number(place))
+                    code.store(build.fmul(value, factor), target, at)
+
+
+def _scales(code: Code, block: ir.Value, scale: ir.Value) -> list[ir.Value]:
+    """Return the scales of 16 outputs, one register after the other."""
+    lanes = vector_bytes() // 4
+    first = code.builder.mul(block, code.number(4 * LANES))
+    return [
+        code.load(
+            code.pointer(scale),
+            code.builder.add(first, code.number(place)),
+            code.vector(code.f32, lanes),
+        )
+        for place in range(0, 4 * LANES, 4 * lanes)
+    ]
+
+
+def start_group(
+    code: Code, packed: ir.Value, place: tuple[ir.Value, ir.Value, ir.Value], *, ahead: int
+) -> ir.Value:
+    """Return where a group begins in *packed*, and prefetch what is *ahead* bytes after it.
+
+    *place* is the index of the block of outputs, the count of groups along the width, and the index
+    of the group.
+    """
+    (block, groups, group), build = place, code.builder
+    base = build.mul(build.add(build.mul(block, groups), group), code.number(GROUP_BYTES))
+    for line in range(0, GROUP_BYTES, 64):
+        code.prefetch(packed, build.add(base, code.number(ahead + line)))
+    return base
 
 
 def load_exponents(code: Code, packed: ir.Value, base: ir.Value, part: int) -> ir.Value:
