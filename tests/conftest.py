@@ -112,7 +112,7 @@ def make_home(tmp_path_factory: pytest.TempPathFactory, compiled_code: Path) -> 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_garbage_of_earlier_files() -> Iterator[None]:
-    """Do for what outlives a file, such as imports, what `pytest_collection` does for the tests."""
+    """Exclude what outlives a file, such as imports, from garbage collection, like the tests."""
     yield
     gc.collect()
     gc.freeze()

@@ -132,5 +132,6 @@ def test_each_pattern_needs_time_in_proportion_to_the_text() -> None:
                 seconds = _seconds(use, text)
                 if seconds >= _MOST_SECONDS:  # a disturbed machine, unless it happens each time
                     seconds = min(_seconds(use, text) for _ in range(5))
-                told = f"{use.name}: {seconds:.1f} s for {text[:40]!r} x {len(text)}"
-                assert seconds < _MOST_SECONDS, told
+                assert seconds < _MOST_SECONDS, (
+                    f"{use.name}: {seconds:.1f} s for {text[:40]!r} x {len(text)}"
+                )

@@ -38,7 +38,7 @@ MODULES = (
     "transformers.models.llama.modeling_llama",
     "transformers.models.mistral.modeling_mistral",
 )
-# Seconds of imports that few commands need, so that the first of them lets the server import them.
+# Slow imports that few commands need: the server does them when the first such command runs.
 MODULES_OF_COMMANDS = {
     "doctor": ("bitsandbytes",),
     "serve": ("idefics_cli.server.connections", "idefics_cli.server.run"),

@@ -23,7 +23,7 @@ def first_output(code: Code, block: ir.Value, outputs: ir.Value, size: int) -> i
 
 
 class Distance(NamedTuple):
-    """How many bytes ahead weights are prefetched: those of short lines, and those of long ones."""
+    """How many bytes ahead to prefetch, if an output has few bytes of weights, or many."""
 
     short: ir.Value
     long: ir.Value

@@ -37,10 +37,10 @@ def round_rows(rows: Tensor) -> Tensor:
 def write_rounding(code: Code, row: ir.Value, arguments: Sequence[ir.Value]) -> None:
     """Write the code that rounds one row.
 
-    A rounded row begins with its scale, in float32. From byte 192 on, it has its numbers. If the
-    processor multiplies bytes, their upper and lower bytes take turns, a register each; and from
-    byte 64 on, there are two registers, for the upper bytes and for the lower: what their products
-    with 128 add up to, negative, because the weights get 128 added, so that they are not negative.
+    A rounded row begins with its scale, in float32; its numbers begin at byte 192. If the processor
+    multiplies bytes, a register of upper bytes and one of lower bytes alternate. At byte 64 there
+    is then a register of sums for each kind: minus 128 times the bytes. They undo the 128 that is
+    added to all weights to keep them from being negative.
     """
     width, rows, rounded = arguments
     build, size = code.builder, vector_bytes()
