@@ -81,6 +81,4 @@ def _show_questions(console: Console) -> None:
     console.tell("Ask the built-in model (`-m demo`) about what a scene really holds:")
     for task in _EXAMPLES:
         console.tell(f"  {KNOWN_QUESTIONS[task][0]}")
-    console.tell(
-        "Its answers to other questions are wrong; this command with `--json` lists what it knows."
-    )
+    console.tell("Its answers to other questions are wrong. `--json` lists all it knows.")
