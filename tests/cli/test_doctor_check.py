@@ -31,6 +31,7 @@ from idefics_cli.selfcheck.speeds import SpeedCheck
 from tests.support import machines
 from tests.support.commands import Ran, run
 from tests.support.fakes import FakeEngine
+from tests.support.kernels import FLOAT32_WAY
 
 # The fewest pictures for which rows come and go in four slots; and those of other tests.
 FEW, FEWEST = 5, 1
@@ -127,15 +128,14 @@ def test_a_broken_kernel_fails_the_check_is_named_and_left_out_of_plans(tmp_path
     ran = check(tmp_path, "--check")
     assert ran.code == 1
     lines = ran.out.splitlines()
-    (row,) = (line for line in lines if line.startswith("  cpu float32 sdpa with kernels"))
+    (row,) = (line for line in lines if line.startswith(f"  {FLOAT32_WAY}"))
     assert "wrong: without rms_norm it is right: logits: 0 of 1 right; off by 0.0" in row
     # A busy machine adds that a way was slower.
     assert lines[-1].split(", 1 slower")[0] == (
-        "not sound: 1 of 3 ways wrong, and plans leave them out, "
-        "first cpu float32 sdpa with kernels"
+        f"not sound: 1 of 3 ways wrong, and plans leave them out, first {FLOAT32_WAY}"
     )
-    told = [line for line in ran.err.splitlines() if "kernels: logits" in line]
-    assert told[0].startswith("warning: cpu float32 sdpa with kernels: logits")
+    told = [line for line in ran.err.splitlines() if ": logits" in line]
+    assert told[0].startswith(f"warning: {FLOAT32_WAY}: logits")
 
     later = check(tmp_path)
     assert later.code == 0

@@ -28,6 +28,7 @@ from idefics_cli.selfcheck.run import Examination, check_ways
 from idefics_cli.selfcheck.ways import Way, list_ways, reference_way
 from tests.support import machines
 from tests.support.fakes import FakeEngine
+from tests.support.kernels import FLOAT32_WAY
 from tests.support.recording import gpu_inference
 
 
@@ -71,7 +72,7 @@ def test_every_way_is_named_once_and_the_plan_of_float32_is_among_them(
     found = list(list_ways(examination.facts, examination.machine, device="cpu"))
     names = [way.name for way in found]
     assert len(names) == len(set(names))
-    assert "cpu float32 sdpa with kernels" in names
+    assert FLOAT32_WAY in names
     assert {way.spec.quantization for way in found} == {"none", "8bit", "4bit"}
     assert all(way.refusal is None for way in found)
 
@@ -107,7 +108,7 @@ def test_without_a_gpu_the_plan_says_why(examination: Examination) -> None:
 def test_a_sound_way_is_right_in_all_manners(
     only: Callable[..., list[WayResult]], examination: Examination
 ) -> None:
-    way = ways(examination)["cpu float32 sdpa with kernels"]
+    way = ways(examination)[FLOAT32_WAY]
     reference, result = only(way, pictures=examination.pictures)
     assert (reference.status, result.status, result.reason) == ("right", "right", "")
     assert [m.manner for m in result.manners] == ["logits", *MANNERS, "chat"]
@@ -124,7 +125,7 @@ def test_a_kernel_that_is_wrong_is_named_and_becomes_a_fault(
 ) -> None:
     monkeypatch.setattr(CpuRMSNorm, "forward", slightly_off(CpuRMSNorm.forward))
     monkeypatch.setattr(CpuRMSNorm, "passes_self_test", classmethod(lambda kernel: True))
-    results = only(ways(examination)["cpu float32 sdpa with kernels"])
+    results = only(ways(examination)[FLOAT32_WAY])
     result = results[1]
     assert (result.status, result.culprit) == ("wrong", "rms_norm")
     assert result.reason.startswith("logits: 0 of 1 right; off by 0.")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.hardware.machine import Machine, probe_processor
-from idefics_cli.models.kernels.table import compiler_problem
+from idefics_cli.models.kernels.table import KERNELS, compiler_problem
 from idefics_cli.models.planning.kernels import choose_kernels
 
 HERE = probe_processor()
@@ -22,6 +22,14 @@ HERE = probe_processor()
 needs_compiler = pytest.mark.skipif(
     compiler_problem(HERE) is not None, reason=str(compiler_problem(HERE))
 )
+
+_float32_problem = KERNELS["float32_12bit"].problem(HERE)
+packs_float32 = pytest.mark.skipif(_float32_problem is not None, reason=str(_float32_problem))
+"""For tests of float32 models with weights in 12 bits."""
+FLOAT32_WAY = (
+    f"cpu float32 sdpa {'with kernels' if _float32_problem is not None else 'float32_12bit'}"
+)
+"""Name of the way of a self-check that a plan takes for float32 here."""
 
 
 def with_kernels(spec: LoadSpec, machine: Machine = HERE) -> LoadSpec:

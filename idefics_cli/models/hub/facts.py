@@ -43,6 +43,8 @@ class ModelFacts:
         stored: Quantization of the weights in the files; None if they are not quantized.
         stored_bytes: Size of the files if their weights are quantized, else 0.
         stored_dtype: Dtype of the unquantized weights in such files, which cannot be changed.
+        files_dtype: Dtype of the weights in the files; None if it is unknown, or not the same for
+            all.
         adapter: The adapter that changes the weights, if there is one.
     """
 
@@ -60,6 +62,7 @@ class ModelFacts:
     stored: Quantization | None = None
     stored_bytes: int = 0
     stored_dtype: DtypeName | None = None
+    files_dtype: DtypeName | None = None
     adapter: LoraAdapter | None = None
 
 
@@ -151,6 +154,7 @@ def _facts_of_spec(
         splitting=spec.splitting,
         folder=folder,
         download_bytes=download_bytes,
+        files_dtype=spec.stored,
     )
 
 
@@ -229,6 +233,7 @@ def _facts_of_files(
         stored=stored,
         stored_bytes=weights.size_bytes if stored else 0,
         stored_dtype=checkpoint.stored_dtype(config) if stored else None,
+        files_dtype=weights.dtype,
     )
 
 

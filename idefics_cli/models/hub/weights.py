@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from idefics_cli.core.errors import ModelError
 from idefics_cli.core.json_text import parse_json
@@ -20,6 +21,9 @@ from idefics_cli.models.hub.errors import no_safetensors
 _LARGEST_HEADER = 2**25
 # The smallest numbers of the format have four bits, so a byte holds at most two of them.
 _NUMBERS_PER_BYTE = 2
+_DTYPES: Mapping[str, DtypeName] = MappingProxyType(
+    {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+)
 _PEFT_PREFIX = "base_model.model."
 _LORA = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|base_layer)\.")
 
@@ -32,10 +36,12 @@ class Weights:
         parameters: Number of stored numbers. If several quantized weights are packed into one
             number, they count once.
         size_bytes: Size of all files.
+        dtype: Dtype of all weights; None if they have several, or one that this tool does not run.
     """
 
     parameters: int
     size_bytes: int
+    dtype: DtypeName | None = None
 
 
 def read_weights(folder: Path, name: str) -> Weights:
@@ -56,6 +62,7 @@ def read_weights(folder: Path, name: str) -> Weights:
     return Weights(
         parameters=sum(_count_numbers(header) for header in headers),
         size_bytes=sum(path.stat().st_size for path in paths),
+        dtype=_common_dtype(headers),
     )
 
 
@@ -78,7 +85,7 @@ def guess_weights(
     plain = 4 if dtype == "float32" else 2
     # Quantized weights are stored as numbers of one byte.
     number_bytes = 1 if section(config, "quantization_config") else plain
-    return Weights(parameters=size_bytes // number_bytes, size_bytes=size_bytes)
+    return Weights(parameters=size_bytes // number_bytes, size_bytes=size_bytes, dtype=dtype)
 
 
 def weight_paths(folder: Path, name: str) -> list[Path]:
@@ -215,6 +222,11 @@ def _whole_numbers(value: object) -> list[int]:
     if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
         raise ValueError("a list of whole numbers is expected")
     return value
+
+
+def _common_dtype(headers: Iterable[Json]) -> DtypeName | None:
+    names = {str(entry.get("dtype")) for header in headers for entry in _entries(header)}
+    return _DTYPES.get(names.pop()) if len(names) == 1 else None
 
 
 def _count_numbers(header: Json) -> int:

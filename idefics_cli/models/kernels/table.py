@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Part = Literal["text", "head", "connector", "vision", "mlp", "patches", "norm", "step", "attention"]
 """A field of `KernelChoice`."""
-Weights = Literal["any", "bfloat16", "int8", "int4"]
+Weights = Literal["any", "float32", "bfloat16", "int8", "int4"]
 """Format of the weights that a kernel reads."""
 DeviceKind = Literal["cpu", "cuda"]
 """Kind of the devices on which a kernel runs."""
@@ -213,6 +213,17 @@ _ROWS = (
         summary="weights are kept in 12 bits without loss",
         copies_weights=True,
         smallest_weights=_LARGE_WEIGHTS,
+    ),
+    Kernel(
+        "float32_12bit",
+        _ROOM + "bf16_12bit.linear:ExactCompactLinear",
+        frozenset({"text", "head"}),
+        "float32",
+        # Where the processor multiplies bfloat16, the kernel rounds the activations to it.
+        (emulated_bf16_problem, compiler_problem),
+        tolerance=1e-5,
+        summary="weights that are bfloat16 numbers are kept in 12 bits without loss",
+        copies_weights=True,
     ),
     Kernel(
         "bf16_packed",

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from safetensors import safe_open
@@ -18,7 +18,7 @@ from idefics_cli.core.types import KernelChoice, Progress
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import FamilySpec
 from idefics_cli.models.kernels.linear import QuantizedLinear
-from idefics_cli.models.kernels.table import KERNELS, Kernel, LayerKernel, Part
+from idefics_cli.models.kernels.table import KERNELS, Kernel, LayerKernel, Part, Weights
 from idefics_cli.models.kernels.text_step.step import TextModel, TextStep
 from idefics_cli.models.loading.mapped_pages import MappedPages
 
@@ -64,8 +64,15 @@ class ChosenKernels:
     @property
     def quantizes(self) -> bool:
         """Whether the kernels of the text model read weights that this tool quantized."""
-        names = self._choice.text
-        return any(self._kernels[name].weights in ("int8", "int4") for name in names)
+        return self._has_text_kernel("int8", "int4")
+
+    @property
+    def packs(self) -> bool:
+        """Whether kernels of a float32 model keep weights in 12 bits that are bfloat16 numbers."""
+        return self._has_text_kernel("float32")
+
+    def _has_text_kernel(self, *formats: Weights) -> bool:
+        return any(self._kernels[name].weights in formats for name in self._choice.text)
 
     def layout(self) -> tuple[str | int | None, ...]:
         """Return a key of the layout of quantized weights in memory, which their files share."""
@@ -226,20 +233,54 @@ def quantize(
         _replace(position, layer, holders, pages)
         if kept is None and report is not None:
             report("quantizing", count / len(positions))
+    _convert(model, dtype)
+
+
+def pack(
+    model: nn.Module, chosen: ChosenKernels, family: FamilySpec, *, dtype: torch.dtype
+) -> None:
+    """Keep the text model and the head of *model* in 12 bits, and convert the rest to *dtype*.
+
+    Weights that are no bfloat16 numbers belong to the rest. As `quantize`, this changes *model* in
+    place, layer by layer.
+
+    Args:
+        model: On the CPU, in the dtype of its files.
+        chosen: Kernels for weights that are bfloat16 numbers.
+        family: The family of the model.
+        dtype: Dtype of all other weights.
+    """
+    install(model, chosen, family, parts=("text", "head"))
+    _convert(model, dtype)
+
+
+def _convert(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convert all parameters of *model* to *dtype*."""
+    pages = MappedPages()
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        former = parameter.data
+        parameter.data = former.to(dtype)
+        if former.dtype != dtype:
+            pages.give_back(former)
 
 
-def install(model: nn.Module, chosen: ChosenKernels, family: FamilySpec) -> None:
+def install(
+    model: nn.Module,
+    chosen: ChosenKernels,
+    family: FamilySpec,
+    *,
+    parts: Sequence[Part] = get_args(Part),
+) -> None:
     """Replace the layers of *model* in place by those of the kernels of the plan.
 
     Args:
         model: On the CPU, in the dtype of the plan.
         chosen: The kernels.
         family: The family of the model.
+        parts: The parts of the model whose layers are replaced.
     """
     holders, pages = _holders(model), MappedPages()
-    for position in list(_positions(model, family)):
+    for position in [each for each in _positions(model, family) if each.part in parts]:
         module = position.module
         is_shared = holders[id(getattr(module, "weight", None))] > 1
         layer = chosen.layer_for(position.part, module, is_shared=is_shared)

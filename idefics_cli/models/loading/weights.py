@@ -31,6 +31,7 @@ from idefics_cli.models.loading.layers import (
     KeptLayers,
     install,
     open_layers,
+    pack,
     quantize,
 )
 from idefics_cli.models.loading.patch_layout import lay_out_patches
@@ -77,6 +78,12 @@ class Source:
     def is_stored(self) -> bool:
         """Whether the files hold weights that bitsandbytes quantized."""
         return getattr(self.config, "quantization_config", None) is not None
+
+    @property
+    def packs(self) -> bool:
+        """Whether weights go from the files to 12 bits, without a model in float32 between."""
+        # An adapter is merged into weights in float32, so all must be in float32 first.
+        return self.kernels.packs and self.spec.adapter is None
 
     @property
     def is_on_cpu(self) -> bool:
@@ -241,8 +248,10 @@ def _from_files(
     _check_found(found, spec)
     if spec.adapter is not None:
         apply_adapter(model, spec.adapter)
-    if source.kernels.quantizes:
-        dtype = getattr(torch, spec.dtype)
+    dtype = getattr(torch, spec.dtype)
+    if source.packs:
+        pack(model, source.kernels, family, dtype=dtype)
+    elif source.kernels.quantizes:
         quantize(model, source.kernels, family, dtype=dtype, kept=kept, report=report)
     install(model, source.kernels, family)
     _use_float32_where_needed(cast("Model", model), spec)
@@ -292,9 +301,9 @@ def _arguments(source: Source) -> dict[str, object]:
         "use_safetensors": True,
     }
     settings = None
-    if source.kernels.quantizes:
-        # With the dtype of the files, the weights are mapped and not copied. `quantize` then
-        # converts one layer at a time.
+    if source.kernels.quantizes or source.packs:
+        # With the dtype of the files, the weights are mapped and not copied. `quantize` and `pack`
+        # then convert one layer at a time.
         arguments["dtype"] = _dtype_of_files(source.folder) or arguments["dtype"]
     else:
         settings = _bitsandbytes(source)
@@ -332,15 +341,20 @@ def _bitsandbytes(source: Source) -> object | None:
 
 
 def _dtype_of_files(folder: Path) -> torch.dtype | None:
-    """Return the dtype of the first weight in *folder*; None if models do not run in it."""
-    for path in sorted(folder.glob("*.safetensors")):
+    """Return the dtype of the weights in *folder*, float32 if they have several.
+
+    Returns:
+        None if models do not run in the dtype of a weight.
+    """
+    names = set()
+    for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  # not a dict
-                name = file.get_slice(key).get_dtype()
-                return {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(
-                    name
-                )
-    return None
+            names |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 # not a dict
+    known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    floats = {name for name in names if name.startswith(("F", "BF"))}
+    if not floats or not floats <= known.keys():
+        return None
+    return known[floats.pop()] if len(floats) == 1 else torch.float32
 
 
 def accelerate_memory(memory: Mapping[str, int] | None) -> dict[int | str, int] | None:

@@ -86,7 +86,8 @@ def judge_placement(
     if problem is None and sieve is not None:
         fault = sieve.find(option, attention)
         problem = None if fault is None else as_problem(fault)
-    needs = needs_of(option, model, attention, machine)
+    left_out = () if sieve is None else sieve.kernels(option.device)
+    needs = needs_of(option, model, attention, machine, left_out=left_out)
     return JudgedPlacement(option, attention, needs, problem, fault)
 
 

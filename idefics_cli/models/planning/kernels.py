@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from idefics_cli.core.types import KernelChoice, LoadSpec
 from idefics_cli.hardware.machine import Machine
+from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.kernels.table import KERNELS, Kernel, Part, Weights, native_bf16_problem
 from idefics_cli.models.planning.decoding import graphs_problem, step_problem
+from idefics_cli.models.planning.placement import Placement
 from idefics_cli.models.planning.quantization import is_own
 
 
@@ -33,7 +35,7 @@ def choose_kernels(
     table = _Usable(kernels, machine, kind)
     if kind == "cuda":
         return _on_gpu(spec, table)
-    plain: tuple[Weights, ...] = ("bfloat16",) if spec.dtype == "bfloat16" else ()
+    plain: tuple[Weights, ...] = () if spec.dtype == "float16" else (spec.dtype,)
     text, head = _text_and_head(spec, table, plain, is_stored=is_stored)
     is_native = spec.dtype == "bfloat16" and native_bf16_problem(machine) is None
     return KernelChoice(
@@ -49,6 +51,25 @@ def choose_kernels(
         # Other processors emulate 16 bit, which takes up to 4 times as long.
         product_dtype="bfloat16" if is_native else "float32",
     )
+
+
+def packs_float32(
+    option: Placement, facts: ModelFacts, machine: Machine, *, left_out: Collection[str] = ()
+) -> bool:
+    """Whether the weights of the text model of *option*, in float32, are kept in 12 bits.
+
+    Args:
+        option: A way to run the model.
+        facts: What is known about the model.
+        machine: Where the model runs.
+        left_out: Kernels that compute wrongly there.
+    """
+    is_plain = (option.device, option.dtype, option.quantization) == ("cpu", "float32", "none")
+    # An adapter changes the weights, which are then no bfloat16 numbers.
+    if not is_plain or facts.files_dtype != "bfloat16" or facts.adapter is not None:
+        return False
+    names = _Usable(KERNELS, machine, "cpu").names("text", "float32")
+    return any(name not in left_out for name in names)
 
 
 def _on_gpu(spec: LoadSpec, table: _Usable) -> KernelChoice:

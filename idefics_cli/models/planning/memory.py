@@ -25,6 +25,8 @@ GPU_RUNTIME_BYTES = 2**29
 # Memory of Python, torch, transformers and a picture. The first three took 0.36 GB above the
 # weights in a measurement.
 CPU_RUNTIME_BYTES = 3 * 2**28
+# A weight in 12 bits, and the share of outliers that it has if weights are gaussian.
+_PACKED_BYTES = 1.51
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,14 @@ def weight_bytes(
     dtype: DtypeName,
     quantization: Quantization,
     format_4bit: Format4bit = "nf4",
+    is_packed: bool = False,
 ) -> int:
-    """Return the bytes of all weights; quantization changes only the layers of the text model."""
-    small = bytes_per_weight(quantization, format_4bit)
+    """Return the bytes of all weights.
+
+    Quantization changes only the layers of the text model. If *is_packed*, their weights take 12
+    bits, not quantized.
+    """
+    small = _PACKED_BYTES if is_packed else bytes_per_weight(quantization, format_4bit)
     if small is None:
         return parameters * NUMBER_BYTES[dtype]
     shrunk = min(parameters, quantized_weights(shape))
@@ -190,13 +197,19 @@ def estimate_memory(
     splitting: bool,
     context: int,
     format_4bit: Format4bit = "nf4",
+    is_packed: bool = False,
     forward: ForwardMemory = ON_CPU,
 ) -> MemoryNeed:
     """Return the memory of a model for one picture and a reply, without that of the runtime."""
     prompt = prompt_tokens(shape, splitting=splitting, context=context)
     return MemoryNeed(
         weights=weight_bytes(
-            parameters, shape, dtype=dtype, quantization=quantization, format_4bit=format_4bit
+            parameters,
+            shape,
+            dtype=dtype,
+            quantization=quantization,
+            format_4bit=format_4bit,
+            is_packed=is_packed,
         ),
         kv_cache=kv_bytes(shape, dtype=dtype, tokens=min(context, prompt + REPLY_TOKENS)),
         working=working_bytes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from idefics_cli.core.types import Attention
@@ -11,6 +11,7 @@ from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.planning.attention import FLASH
+from idefics_cli.models.planning.kernels import packs_float32
 from idefics_cli.models.planning.memory import (
     CPU_RUNTIME_BYTES,
     GPU_RUNTIME_BYTES,
@@ -77,10 +78,16 @@ class Need:
 
 
 def needs_of(
-    option: Placement, facts: ModelFacts, attention: Attention, machine: Machine
+    option: Placement,
+    facts: ModelFacts,
+    attention: Attention,
+    machine: Machine,
+    *,
+    left_out: Collection[str] = (),
 ) -> tuple[Need, ...]:
-    """Return the memory that *option* needs on every device."""
-    load = _load(option, facts, attention)
+    """Return the memory that *option* needs on every device, without the kernels *left_out*."""
+    is_packed = packs_float32(option, facts, machine, left_out=left_out)
+    load = _load(option, facts, attention, is_packed=is_packed)
     wider = _float32_bytes(option, facts, attention, load)
     if option.is_spread:
         needs = _spread(option, facts, load, machine, on_first=sum(wider))
@@ -197,7 +204,9 @@ def max_memory(needs: tuple[Need, ...], option: Placement) -> Mapping[str, int] 
     return limits
 
 
-def _load(option: Placement, facts: ModelFacts, attention: Attention) -> MemoryNeed:
+def _load(
+    option: Placement, facts: ModelFacts, attention: Attention, *, is_packed: bool
+) -> MemoryNeed:
     load = estimate_memory(
         facts.parameters,
         facts.shape,
@@ -207,6 +216,7 @@ def _load(option: Placement, facts: ModelFacts, attention: Attention) -> MemoryN
         splitting=option.splitting,
         context=facts.context_tokens,
         format_4bit=option.format_4bit,
+        is_packed=is_packed,
         forward=forward_memory(option),
     )
     if facts.stored is None:

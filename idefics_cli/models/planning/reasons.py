@@ -13,16 +13,12 @@ from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.kernels.table import KERNELS
 from idefics_cli.models.planning import attention, decoding, quantization
 from idefics_cli.models.planning.downloads import find_lack_of_room
+from idefics_cli.models.planning.emulation import explain_float32, find_emulation
 from idefics_cli.models.planning.faults import as_warning
 from idefics_cli.models.planning.needs import Need, describe_fit, describe_shortage
 from idefics_cli.models.planning.placement import Placement, PlanChoices, is_small
 from idefics_cli.models.planning.quantization import Problem
-from idefics_cli.models.planning.speeds import (
-    cpu_dtypes,
-    describe_bfloat16,
-    find_check_note,
-    is_slow_in_bfloat16,
-)
+from idefics_cli.models.planning.speeds import cpu_dtypes, find_check_note
 from idefics_cli.models.planning.trained import (
     adapter_place,
     other_base,
@@ -123,7 +119,7 @@ def list_warnings(context: Context, spec: LoadSpec) -> tuple[str, ...]:
     option, facts = context.option, context.facts
     found = [
         _float16(context, spec),
-        _emulated_bfloat16(context),
+        find_emulation(option, facts, context.machine),
         quantization.find_slowness(
             option.quantization,
             device=option.device,
@@ -207,7 +203,7 @@ def _dtype(context: Context, spec: LoadSpec) -> str:
     if note := find_check_note(option.dtype, machine):
         return note
     if option.dtype == "float32":
-        return f"the most exact; in bfloat16, {describe_bfloat16(machine)}"
+        return explain_float32(option, context.facts, machine, left_out=context.left_out)
     if cpu_dtypes(machine)[0] == "bfloat16":
         return "native on this processor, half the memory of float32"
     return f"float32 would be more exact, but {context.too_large('dtype')}"
@@ -334,20 +330,6 @@ def _float16(context: Context, spec: LoadSpec) -> str | None:
     overflow = family.float16_caution
     better = "bfloat16" if all(gpu.has_native_bf16 for gpu in option.gpus) else "float32"
     return overflow and f"{overflow}; `--dtype {better}` does not"
-
-
-def _emulated_bfloat16(context: Context) -> str | None:
-    option, machine = context.option, context.machine
-    if option.dtype != "bfloat16":
-        return None
-    if option.device == "cpu" and not machine.cpu_bf16 and is_slow_in_bfloat16(machine):
-        return f"this processor lacks bfloat16: {describe_bfloat16(machine)}"
-    if not all(gpu.has_native_bf16 for gpu in option.gpus):
-        return (
-            "this GPU emulates bfloat16, which is slow and keeps all attention scores in memory; "
-            "`--dtype float16` is fast on it"
-        )
-    return None
 
 
 def _missed_gpu(context: Context) -> str | None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from idefics_cli.models.kernels.bf16_12bit import kernel
-from idefics_cli.models.kernels.bf16_12bit.linear import CompactLinear
+from idefics_cli.models.kernels.bf16_12bit.linear import CompactLinear, ExactCompactLinear
+from idefics_cli.models.kernels.bf16_12bit.products import multiplies_bfloat16
 from idefics_cli.models.kernels.openmp import torch_threads
 from tests.support.kernels import lying, needs_compiler, refusing, relative_error
 
@@ -78,6 +79,28 @@ def test_weights_that_12_bits_do_not_suit_are_left_alone() -> None:
         linear.weight.copy_(wild)
     assert CompactLinear.layer_for(linear) is None
     assert CompactLinear.layer_for(nn.Linear(72, 64)) is None
+
+
+def test_a_float32_model_gets_12_bits_where_all_weights_are_bfloat16_numbers() -> None:
+    linear = nn.Linear(72, 64, bias=False)
+    assert ExactCompactLinear.layer_for(linear) is None
+    with torch.no_grad():
+        linear.weight.copy_(weights())
+    for dtype in (torch.float32, torch.bfloat16):
+        ours = ExactCompactLinear.layer_for(linear.to(dtype))
+        assert ours is not None
+        assert torch.equal(unpacked(ours.compact), weights().float())
+    linear.float()
+    with torch.no_grad():
+        linear.weight[63, 71] *= 1 + 2.0**-20
+    assert not ExactCompactLinear.fits(linear)
+    assert ExactCompactLinear.layer_for(linear) is None
+    assert ExactCompactLinear.layer_for(linear.half()) is None
+
+
+def test_a_processor_that_rounds_to_bfloat16_keeps_no_float32_model_in_12_bits() -> None:
+    assert not (ExactCompactLinear.passes_self_test() and multiplies_bfloat16())
+    assert multiplies_bfloat16() or ExactCompactLinear.passes_self_test()
 
 
 # A width of 712 is more than the kernel unpacks at a time.

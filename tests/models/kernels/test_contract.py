@@ -41,10 +41,14 @@ def usable(name: str) -> Kernel:
 
 
 def linear(row: Kernel, width: int = 192, outputs: int = 192, *, bias: bool = False) -> nn.Linear:
-    """Return a layer of random weights in the dtype of the kernel."""
+    """Return a layer of random weights in the dtype of the kernel.
+
+    Weights for kernels of float32 models are bfloat16 numbers, as those of most checkpoints.
+    """
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if row.weights == "bfloat16" else torch.float32
-    return nn.Linear(width, outputs, bias=bias, dtype=dtype)
+    dtype = torch.bfloat16 if row.weights in ("bfloat16", "float32") else torch.float32
+    layer = nn.Linear(width, outputs, bias=bias, dtype=dtype)
+    return layer.float() if row.weights == "float32" else layer
 
 
 def layer_of(row: Kernel, module: nn.Module) -> nn.Module:

@@ -58,6 +58,8 @@ def expected_text(machine: str, dtype: str, quantization: str) -> tuple[str, ...
         if machine in NATIVE:
             return (*compiled, "bf16_packed")
         return (*compiled, *(("bf16_widened",) if machine in IMITATING else ()))
+    if quantization == "none" and dtype == "float32" and machine in COMPILING:
+        return () if machine in NATIVE else ("float32_12bit",)
     return ()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +13,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from idefics_cli.core.adapters import LoraAdapter
 from idefics_cli.core.types import Attention
+from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import FAMILIES
 from idefics_cli.models.hub import checkpoint
+from idefics_cli.models.hub.facts import ModelFacts, find_facts
 from idefics_cli.models.hub.registry import MODELS
 from idefics_cli.models.hub.sizes import quantized_weights
 from idefics_cli.models.hub.weights import read_weights
@@ -25,6 +29,9 @@ from idefics_cli.models.planning.memory import (
     weight_bytes,
     working_bytes,
 )
+from idefics_cli.models.planning.plan import PlanChoices, make_plan
+from idefics_cli.models.planning.verdicts import Fault
+from tests.support import machines
 from tests.support.real_configs import CONFIGS, image_settings
 
 KV_KIB = {  # KiB of a token in 16 bit, counted from caches of the real classes
@@ -126,6 +133,27 @@ def test_the_peak_of_idefics2_is_the_one_on_its_model_card(
         context=spec.context_tokens,
     )
     assert (load.total + GPU_RUNTIME_BYTES) / 1e9 == pytest.approx(gigabytes, rel=tolerance)
+
+
+def test_weights_in_12_bits_count_where_they_are_sure_and_computed_right() -> None:
+    machine = machines.cpu(64, "fma", versions={**machines.VERSIONS, "llvmlite": "0.50"})
+    facts = find_facts("smolvlm-500m", offline=True)
+    spec = MODELS["smolvlm-500m"]
+    text = quantized_weights(spec.shape)
+    whole = 4 * spec.parameters
+
+    def weights(model: ModelFacts = facts, machine: Machine = machine, **changes: Any) -> int:
+        faults = changes.pop("faults", ())
+        choices = PlanChoices(**{"dtype": "float32", "quantization": "none", **changes})
+        return make_plan(model, choices, machine, faults=faults).needs[0].weights
+
+    assert whole - 2.5 * text <= weights() <= whole - 2.45 * text
+    assert weights(replace(facts, files_dtype=None)) == whole
+    assert weights(replace(facts, files_dtype="float32")) == whole
+    assert weights(replace(facts, adapter=LoraAdapter("a", "/a", "b"))) == whole
+    assert weights(machine=machines.cpu(64, "fma")) == whole
+    assert weights(faults=[Fault("cpu", "wrong", kernel="float32_12bit")]) == whole
+    assert weights(dtype="bfloat16") == whole // 2
 
 
 def test_a_short_context_bounds_prompt_and_cache() -> None:

@@ -24,6 +24,7 @@ MACHINES = {
     "compiler": machines.cpu(
         24, "fma", "avx512f", "avx512_bf16", versions={**VERSIONS, "llvmlite": "0.50"}
     ),
+    "24 GiB, AVX2 and compiler": machines.cpu(24, "fma", versions={**VERSIONS, "llvmlite": "0.50"}),
     "8 GiB": machines.cpu(8),
     "8 GiB, bf16": machines.cpu(8, "avx512_bf16"),
     "64 GiB, bf16": machines.cpu(64, "avx512_bf16"),
@@ -73,6 +74,9 @@ def summary(made: Plan) -> str:
         ("24 GiB", "smolvlm-500m", "cpu float32 none"),
         ("24 GiB", "smolvlm-2.2b", "cpu float32 none"),
         ("24 GiB", "idefics2-8b", "cpu bfloat16 none"),
+        # Their files are in bfloat16 and in float32. Only the former surely fit in 12 bits.
+        ("24 GiB, AVX2 and compiler", "idefics3-8b", "cpu float32 none"),
+        ("24 GiB, AVX2 and compiler", "idefics2-8b", "cpu bfloat16 none"),
         ("24 GiB, bf16", "demo", "cpu float32 none"),
         ("24 GiB, bf16", "smolvlm-500m", "cpu bfloat16 none"),
         ("24 GiB, bf16", "idefics2-8b", "cpu bfloat16 none"),

@@ -130,9 +130,28 @@ def test_bfloat16_is_not_chosen_for_speed_where_the_processor_lacks_it() -> None
     made = plan(fast)
     assert made.spec.dtype == "float32"
     assert why(made, "dtype") == (
+        "the most exact, and as fast as bfloat16: most weights take 12 bits"
+    )
+    # The files of this model are in float32, and may hold numbers that bfloat16 does not have.
+    wide = make_plan(FACTS["smolvlm2-500m"], PlanChoices(), fast)
+    assert wide.spec.dtype == "float32"
+    assert why(wide, "dtype") == (
         "the most exact; in bfloat16, words take 0.1 times as long as in float32, and prompts 0.1 "
         "times"
     )
+
+
+def test_bfloat16_is_warned_of_where_float32_is_as_fast_or_faster() -> None:
+    skylake, *_ = MACHINES["Skylake"]
+    slow = "this processor lacks bfloat16: "
+    assert plan(skylake, dtype="bfloat16").warnings[0] == (
+        f"{slow}float32 is more exact, and as fast"
+    )
+    wide = make_plan(FACTS["smolvlm2-500m"], PlanChoices(dtype="bfloat16"), skylake)
+    assert wide.warnings[0] == (
+        f"{slow}words take 0.5 times as long as in float32, and prompts 1.4 times"
+    )
+    assert not plan(MACHINES["Haswell"][0], dtype="bfloat16").warnings
 
 
 def hint(machine: Machine) -> list[str]:

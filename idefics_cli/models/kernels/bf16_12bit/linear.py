@@ -23,6 +23,9 @@ from idefics_cli.models.kernels.bf16_12bit.layout import LANES
 from idefics_cli.models.kernels.bf16_12bit.products import multiplies_bfloat16, unpacks_to_memory
 from idefics_cli.models.kernels.linear import KernelLinear, output_parts
 
+# The lower half of a float32; it is 0 if the number is one of bfloat16.
+_LOWER_HALF = 0xFFFF
+
 
 class CompactLinear(KernelLinear):
     """A linear layer with weights in 12 bits.
@@ -52,9 +55,8 @@ class CompactLinear(KernelLinear):
 
     @classmethod
     def fits(cls, linear: nn.Linear) -> bool:
-        """Whether *linear* is in bfloat16 and consists of whole groups."""
-        # transformers keeps some layers of some models in float32.
-        return linear.weight.dtype == torch.bfloat16 and kernel.fits(linear.weight)
+        """Whether the weights of *linear* are bfloat16 numbers and consist of whole groups."""
+        return kernel.fits(linear.weight) and cls._as_bfloat16(linear.weight) is not None
 
     @classmethod
     def layer_for(
@@ -65,9 +67,10 @@ class CompactLinear(KernelLinear):
         numbers: Mapping[str, Tensor] | None = None,
     ) -> Self | None:
         """See `table.LayerKernel.layer_for`; None also if `kernel.pack` returns None."""
-        if type(module) is not nn.Linear or not cls.fits(module):
+        if type(module) is not nn.Linear or not kernel.fits(module.weight):
             return None
-        compact = kernel.pack(module.weight)
+        weight = cls._as_bfloat16(module.weight)
+        compact = None if weight is None else kernel.pack(weight)
         return None if compact is None else cls(module, compact)
 
     def forward(self, activations: Tensor) -> Tensor:
@@ -84,6 +87,12 @@ class CompactLinear(KernelLinear):
             out = out.float() + self.bias.float()
         return out.to(activations.dtype).reshape(*activations.shape[:-1], self.out_features)
 
+    @classmethod
+    def _as_bfloat16(cls, weight: Tensor) -> Tensor | None:
+        """Return *weight* if it is in bfloat16, else None."""
+        # transformers keeps some layers of some models in float32.
+        return weight if weight.dtype == torch.bfloat16 else None
+
     def _by_widening(self, rows: Tensor) -> Tensor:
         wide = rows.float()
         outputs, _ = self.compact.shape
@@ -93,3 +102,28 @@ class CompactLinear(KernelLinear):
             kernel.unpack(self.compact, part.start // LANES, weight)
             torch.mm(wide, weight, out=out[:, part])
         return out
+
+
+class ExactCompactLinear(CompactLinear):
+    """A linear layer of a float32 model with weights in 12 bits.
+
+    The weights may be in float32 too, if all are bfloat16 numbers, as in most checkpoints. The
+    kernels must multiply rows of float32, so a processor that multiplies bfloat16 is no use.
+    """
+
+    @classmethod
+    def passes_self_test(cls) -> bool:
+        """Whether the kernels compute in float32 here, and a small example correctly."""
+        return super().passes_self_test() and not multiplies_bfloat16()
+
+    @classmethod
+    def _as_bfloat16(cls, weight: Tensor) -> Tensor | None:
+        """Return *weight* in bfloat16, or None if that would round it."""
+        if weight.dtype != torch.float32:
+            return super()._as_bfloat16(weight)
+        weight = weight.detach()
+        # If the weights are no bfloat16 numbers, the first output shows it.
+        for part in (slice(1), *output_parts(len(weight))):
+            if bool((weight[part].view(torch.int32) & _LOWER_HALF).any()):
+                return None
+        return weight.to(torch.bfloat16)
