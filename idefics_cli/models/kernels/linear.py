@@ -95,7 +95,7 @@ class QuantizedLinear(KernelLinear):
             numbers = dict(zip(self.NUMBERS, self._quantize(linear.weight), strict=True))
         for name in self.NUMBERS:
             self.register_buffer(name, numbers[name])
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
+        self.bias: nn.Parameter | None = linear.bias
 
     @classmethod
     def layer_for(

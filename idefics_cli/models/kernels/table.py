@@ -264,6 +264,15 @@ _ROWS = (
         summary="the product before an activation computes the activation, too",
     ),
     Kernel(
+        "compiled_gelu_mlp",
+        _ROOM + "gelu:CompiledGeluMlp",
+        frozenset({"mlp"}),
+        "any",
+        (compiler_problem,),
+        tolerance=1e-6,
+        summary="the activation is computed in one pass",
+    ),
+    Kernel(
         "int4_compiled",
         _ROOM + "int4.compiled:CompiledInt4Linear",
         frozenset({"text"}),
@@ -298,6 +307,16 @@ _ROWS = (
         (compiler_problem,),
         tolerance=1e-4,
         summary="8-bit numbers, few rows by a kernel compiled for this processor",
+    ),
+    Kernel(
+        "int8_patches",
+        _ROOM + "int8.linear:CompiledInt8Linear",
+        # Where the processor multiplies bfloat16 itself, 8 bits make products of many rows slower.
+        frozenset({"vision"}),
+        "int8",
+        (emulated_bf16_problem, compiler_problem),
+        tolerance=1e-4,
+        summary="8-bit numbers, multiplied by numbers of 16 bits",
     ),
     Kernel(
         "int8_torch",

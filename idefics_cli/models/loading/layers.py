@@ -64,22 +64,21 @@ class ChosenKernels:
     @property
     def quantizes(self) -> bool:
         """Whether the kernels of the text model read weights that this tool quantized."""
-        return self._has_text_kernel("int8", "int4")
+        return self._has_kernel("text", "int8", "int4")
 
     @property
     def packs(self) -> bool:
         """Whether kernels of a float32 model keep weights in 12 bits that are bfloat16 numbers."""
-        return self._has_text_kernel("float32")
+        return self._has_kernel("text", "float32")
 
-    def _has_text_kernel(self, *formats: Weights) -> bool:
-        return any(self._kernels[name].weights in formats for name in self._choice.text)
 
     def layout(self) -> tuple[str | int | None, ...]:
         """Return a key of the layout of quantized weights in memory, which their files share."""
+        parts: tuple[Part, ...] = ("vision",) if self._has_kernel("vision", "int8") else ()
         for _, kernel in self._of_part("text"):
             if isinstance(kernel, type) and issubclass(kernel, QuantizedLinear):
-                return (_LAYOUT, kernel.layout())
-        return (_LAYOUT,)
+                return (_LAYOUT, kernel.layout(), *parts)
+        return (_LAYOUT, *parts)
 
     def attention(self) -> str | None:
         """Register the attention kernel, and return its name in transformers.
@@ -136,6 +135,10 @@ class ChosenKernels:
             if layer is not None:
                 return layer
         return None
+
+    def _has_kernel(self, part: Part, *formats: Weights) -> bool:
+        names: tuple[str, ...] = getattr(self._choice, part)
+        return any(self._kernels[name].weights in formats for name in names)
 
     def _of_part(self, part: Part) -> Iterator[tuple[Kernel, LayerKernel]]:
         """Yield the kernels for *part* that pass their self-test; log a warning for the others."""
@@ -205,7 +208,10 @@ def quantize(
     kept: Mapping[str, Tensor] | None = None,
     report: Progress | None = None,
 ) -> None:
-    """Quantize the text model and the head of *model* in place, and convert the rest to *dtype*.
+    """Quantize *model* in place, and convert the rest of it to *dtype*.
+
+    The text model and the head are quantized, and the vision model where the plan has a kernel for
+    this.
 
     This goes layer by layer, so that a model whose weights are mapped from its files is never in
     memory as a whole.
@@ -213,24 +219,26 @@ def quantize(
     Args:
         model: On the CPU.
         chosen: Kernels for quantized weights.
-        family: The family of the model. The modules of `FamilySpec.unquantized` stay as they are,
-            except a head that is a plain linear layer.
+        family: The family of the model. Of the modules of `FamilySpec.unquantized`, only those of
+            pictures and a head that is a plain linear layer are quantized.
         dtype: Dtype of all other weights.
         kept: Quantized weights from `open_layers`, made from the same files; None quantizes.
         report: Called with the share of the layers that is quantized, if *kept* is None.
 
     Raises:
         KeyError: If *kept* lacks a layer.
-        ModelError: If no kernel fits a layer.
+        ModelError: If no kernel fits a layer of the text model.
     """
-    positions = [each for each in _positions(model, family) if each.part in ("text", "head")]
+    parts = ("text", "head", "vision")
+    positions = [each for each in _positions(model, family) if each.part in parts]
     holders, pages = _holders(model), MappedPages()
     for count, position in enumerate(positions, start=1):
         numbers = None if kept is None else _Numbers(kept, position.path)
         layer = chosen.layer_for(position.part, position.module, numbers=numbers)
-        if layer is None:
+        if layer is None and position.part != "vision":
             raise ModelError(f"no kernel of the plan fits the layer `{position.path}`")
-        _replace(position, layer, holders, pages)
+        if layer is not None:
+            _replace(position, layer, holders, pages)
         if kept is None and report is not None:
             report("quantizing", count / len(positions))
     _convert(model, dtype)
@@ -280,7 +288,9 @@ def install(
         parts: The parts of the model whose layers are replaced.
     """
     holders, pages = _holders(model), MappedPages()
-    for position in [each for each in _positions(model, family) if each.part in parts]:
+    # Layers within another layer come first, so that it holds what replaced them.
+    positions = [each for each in _positions(model, family) if each.part in parts]
+    for position in reversed(positions):
         module = position.module
         is_shared = holders[id(getattr(module, "weight", None))] > 1
         layer = chosen.layer_for(position.part, module, is_shared=is_shared)

@@ -36,14 +36,17 @@ def choose_kernels(
     if kind == "cuda":
         return _on_gpu(spec, table)
     plain: tuple[Weights, ...] = () if spec.dtype == "float16" else (spec.dtype,)
-    text, head = _text_and_head(spec, table, plain, is_stored=is_stored)
+    own = not is_stored and is_own(spec.quantization, spec.device, format_4bit=spec.format_4bit)
+    text, head = _text_and_head(spec, table, plain, own=own)
+    patches: tuple[Weights, ...] = ("int8",) if own else ()
     is_native = spec.dtype == "bfloat16" and native_bf16_problem(machine) is None
     return KernelChoice(
         text=text,
         head=head,
         connector=table.names("connector", *plain),
-        vision=table.names("vision", *plain),
-        mlp=table.names("mlp", *plain),
+        # The vision model has 8 bits at least: rounding a picture costs more than rounding words.
+        vision=table.names("vision", *patches, *plain),
+        mlp=table.names("mlp", *plain, "any"),
         patches=table.names("patches", *plain),
         norm=table.names("norm", "any"),
         step=table.steps(spec, is_stored=is_stored),
@@ -87,7 +90,7 @@ def _attention(spec: LoadSpec, table: _Usable, plain: tuple[Weights, ...]) -> st
 
 
 def _text_and_head(
-    spec: LoadSpec, table: _Usable, plain: tuple[Weights, ...], *, is_stored: bool
+    spec: LoadSpec, table: _Usable, plain: tuple[Weights, ...], *, own: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the kernels of the text model and of the head.
 
@@ -95,11 +98,11 @@ def _text_and_head(
         spec: All other choices.
         table: The kernels there are.
         plain: Formats of weights that are not quantized and have kernels.
-        is_stored: Whether the files of the model hold weights that bitsandbytes made.
+        own: Whether kernels of this tool compute the quantized weights.
     """
     if spec.quantization == "none":
         return table.names("text", *plain), table.names("head", *plain)
-    if is_stored or not is_own(spec.quantization, spec.device, format_4bit=spec.format_4bit):
+    if not own:
         # bitsandbytes brings its own layers for the text model, and does not quantize the head.
         # The head then gets the kernels of the connector, which is not quantized either.
         return (), table.names("connector", *plain)

@@ -90,7 +90,7 @@ def with_12_bits_from(size: int) -> dict[str, Kernel]:
         (
             EMULATING, "bfloat16", "8bit",
             "CompiledInt8Linear CompiledInt8Linear CompiledInt8Linear WidenedLinear "
-            "WidenedLinear WidenedLinear WidenedConv2d",
+            "CompiledInt8Linear CompiledInt8Linear WidenedConv2d",
         ),
         (
             machines.cpu(24), "float32", "int4",
@@ -276,8 +276,33 @@ def test_all_but_the_rounded_weights_is_as_in_the_whole_model(
             assert torch.equal(ours[name], tensor), name
     # The head of IDEFICS-1 is more than a linear layer.
     assert ("lm_head" in rounded) == (spec.family != "idefics")
-    left = find_family(spec.family).unquantized
-    assert not {name for name in rounded - {"lm_head"} if name.startswith(left)}
+    family = find_family(spec.family)
+    left = {name for name in rounded - {"lm_head"} if name.startswith(family.unquantized)}
+    assert all(name.startswith(family.patch_modules) for name in left)
+    assert bool(left) == ("int8_patches" in with_kernels(spec).kernels.vision)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", tiny.CHATTING)
+def test_the_vision_model_gets_8_bits_where_these_are_faster(
+    kind: str, checkpoint: Callable[[str], Path]
+) -> None:
+    spec = spec_of(checkpoint(kind), quantization="4bit", format_4bit="int4")
+    patches = find_family(spec.family).patch_modules
+    emulating, native = (loaded(spec, machine) for machine in (EMULATING, NATIVE))
+    assert not {name for name in layers(native, Int8Linear) if name.startswith(patches)}
+    found = {name for name in layers(emulating, Int8Linear) if name.startswith(patches)}
+    assert found == {name for name in layers(native, nn.Linear) if name.startswith(patches)}
+
+
+@needs_compiler
+def test_weights_kept_without_those_of_the_vision_model_are_not_read_with_them() -> None:
+    spec = replace(DEMO, quantization="8bit")
+    kept = {
+        ChosenKernels(with_kernels(spec, machine).kernels, machine).layout()
+        for machine in (EMULATING, NATIVE)
+    }
+    assert len(kept) == 2
 
 
 def in_16_bit(folder: Path, target: Path) -> Path:

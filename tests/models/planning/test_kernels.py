@@ -85,13 +85,16 @@ def test_every_machine_dtype_and_quantization_gets_what_is_fastest_there(
     widened = machine in IMITATING and dtype == "bfloat16"
     native = machine in NATIVE and dtype == "bfloat16"
     unquantized = expected_text(machine, dtype, "none") if quantization == "none" else plain
-    has_step = machine in COMPILING and quantization != "nf4" and dtype != "float16"
+    compiles = machine in COMPILING
+    patches = ("int8_patches",) if is_own and compiles and machine in IMITATING else ()
+    gelu = ("compiled_gelu_mlp",) if compiles else ()
+    has_step = compiles and quantization != "nf4" and dtype != "float16"
     assert given == KernelChoice(
         text=expected_text(machine, dtype, quantization),
         head=eight if is_own else unquantized,
         connector=plain,
-        vision=("bf16_widened",) if widened else (),
-        mlp=("bf16_gelu_mlp",) if native else (),
+        vision=(*patches, *(("bf16_widened",) if widened else ())),
+        mlp=(*(("bf16_gelu_mlp",) if native else ()), *gelu),
         patches=("bf16_widened_patches",) if widened else (),
         norm=("rms_norm",),
         step=("text_step",) if has_step else (),

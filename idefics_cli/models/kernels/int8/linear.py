@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from idefics_cli.models.kernels.huge_pages import empty_bytes
-from idefics_cli.models.kernels.int8 import dots, kernel
+from idefics_cli.models.kernels.int8 import dots, kernel, panels
 from idefics_cli.models.kernels.linear import QuantizedLinear, output_parts
 
 # torch's kernel reads this many numbers along the width at a time. If the width is not a multiple
@@ -91,6 +91,15 @@ class CompiledInt8Linear(Int8Linear):
     def fits(cls, linear: nn.Linear) -> bool:
         """Whether the kernel can multiply by a weight of this shape; see `kernel.fits`."""
         return kernel.fits(linear.weight)
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """Return the outputs (..., out) of *activations* (..., in), in their dtype."""
+        rows = activations.reshape(-1, self.in_features)
+        if len(rows) < panels.FEWEST_ROWS or not panels.fits(self.out_features):
+            return super().forward(activations)
+        bias = None if self.bias is None else self.bias.float()
+        out = panels.product(rows.float(), self.weight, self.scale, bias)
+        return out.to(activations.dtype).reshape(*activations.shape[:-1], self.out_features)
 
     def _products(self, rows: Tensor) -> Tensor:
         if self._are_many(rows):
