@@ -208,19 +208,15 @@ def quantize(
     kept: Mapping[str, Tensor] | None = None,
     report: Progress | None = None,
 ) -> None:
-    """Quantize *model* in place, and convert the rest of it to *dtype*.
+    """Quantize the text model, the head and, if the plan has a kernel for it, the vision model.
 
-    The text model and the head are quantized, and the vision model where the plan has a kernel for
-    this.
-
-    This goes layer by layer, so that a model whose weights are mapped from its files is never in
-    memory as a whole.
+    The rest of *model* is converted to *dtype*. This goes layer by layer, so that a model whose
+    weights are mapped from its files is never in memory as a whole.
 
     Args:
-        model: On the CPU.
+        model: On the CPU; changed in place.
         chosen: Kernels for quantized weights.
-        family: The family of the model. Of the modules of `FamilySpec.unquantized`, only those of
-            pictures and a head that is a plain linear layer are quantized.
+        family: The family of the model. A head is quantized if it is a plain linear layer.
         dtype: Dtype of all other weights.
         kept: Quantized weights from `open_layers`, made from the same files; None quantizes.
         report: Called with the share of the layers that is quantized, if *kept* is None.

@@ -125,6 +125,10 @@ def test_a_short_prompt_behind_known_tokens_computes_what_transformers_does(
 ) -> None:
     loaded = load(spec_of(checkpoint(kind), **FORMATS[format_]))
     tolerance = 1e-5 if loaded.model.model.dtype == torch.float32 else 0.02
+    if format_ == "8bit":
+        # A number in the middle between two numbers of 16 bits may be rounded up in one way and
+        # down in the other. The largest error for 300 other prompts was 1.1e-5.
+        tolerance = 3e-5
     for number, (held, new) in enumerate(product((0, 1, 16, 150), (1, 2, 15, 31, 32))):
         # One thread reads the keys that another has written.
         with torch.inference_mode(), torch_threads(1 + number % 2):
