@@ -71,7 +71,6 @@ class ChosenKernels:
         """Whether kernels of a float32 model keep weights in 12 bits that are bfloat16 numbers."""
         return self._has_kernel("text", "float32")
 
-
     def layout(self) -> tuple[str | int | None, ...]:
         """Return a key of the layout of quantized weights in memory, which their files share."""
         parts: tuple[Part, ...] = ("vision",) if self._has_kernel("vision", "int8") else ()
