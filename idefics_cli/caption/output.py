@@ -16,6 +16,7 @@ from idefics_cli.caption.shards.shard import Shard
 from idefics_cli.caption.sinks import SINKS
 from idefics_cli.caption.sinks.base import ByteStream, Existing, SinkFormat, Target
 from idefics_cli.core.errors import UsageError
+from idefics_cli.core.files import check_place
 from idefics_cli.core.types import LoadSpec
 
 
@@ -88,6 +89,23 @@ class CaptionOutput:
             others=job.others,
             shard=self.shard,
         )
+
+    def check_place(self) -> None:
+        """Check what can be checked before the pictures are known; write nothing.
+
+        Raises:
+            UsageError: If a file cannot be written, or exists already and must not be changed.
+            IdeficsError: If the disk is full or fails.
+        """
+        target = Target(
+            self.stdout or sys.stdout.buffer, self.path, existing=self.existing, shard=self.shard
+        )
+        run = self.sink(target).run_path
+        if run is not None and RunFiles.beside(run).journal.exists():
+            target = replace(target, resume_at=0)  # the output may be there, from this run
+        self.sink(target).check_place()
+        if self.failures is not None:
+            check_place(self.failures)
 
     def settings(self, spec: LoadSpec, job: CaptionJob, kind: ItemKind) -> dict[str, object]:
         """Return the settings on which the captions of *job* in this output depend."""

@@ -27,8 +27,8 @@ _BATCHES = 4  # most batches of these pictures
 
 def unreadable(
     pictures: Iterable[CaptionItem], limits: ImageLimits, *, takes_videos: bool = False
-) -> Iterator[ImageError]:
-    """Yield the errors in the headers of *pictures*; URLs are not opened.
+) -> Iterator[tuple[CaptionItem, ImageError]]:
+    """Yield those of *pictures* with an error in the header, each with it; URLs are not opened.
 
     A file with a good header may still be cut off after it. Only decoding would show that.
 
@@ -45,7 +45,7 @@ def unreadable(
             try:
                 loader.size(picture.attachment)
             except ImageError as error:
-                yield error
+                yield picture, error
 
 
 def seconds_per_picture(

@@ -17,8 +17,8 @@ from types import MappingProxyType
 
 from idefics_cli.chat.attachments import read_back
 from idefics_cli.chat.conversation import ChatPicture, Conversation, Reply, Turn
-from idefics_cli.core.errors import IdeficsError, UsageError
-from idefics_cli.core.files import check_folder_of, write_whole
+from idefics_cli.core.errors import IdeficsError, SessionError, UsageError
+from idefics_cli.core.files import check_place, write_whole
 from idefics_cli.core.text import abbreviated, printable
 from idefics_cli.core.types import ImageLimits
 from idefics_cli.images.formats import HEAD_BYTES, identify
@@ -109,6 +109,17 @@ def format_of(path: Path) -> str | None:
     return {"markdown": "md", "htm": "html"}.get(suffix, suffix if suffix in FORMATS else None)
 
 
+def exported(conversation: Conversation, kind: str) -> str:
+    """Return *conversation* in the format *kind*, a key of `FORMATS`.
+
+    Raises:
+        SessionError: If no question was asked.
+    """
+    if not conversation.turns:
+        raise SessionError("there is nothing to export: the chat has no question")
+    return FORMATS[kind](conversation)
+
+
 def write_export(
     conversation: Conversation, kind: str, path: Path, *, overwrite: bool = False
 ) -> None:
@@ -124,12 +135,10 @@ def write_export(
         UsageError: If *path* exists and *overwrite* is off, is a folder, or is in no folder.
         IdeficsError: If the file cannot be written.
     """
-    if path.is_dir():
-        raise UsageError(f"`{path}` is a folder", hint="give the name of a file in it")
-    if path.exists() and not overwrite:
-        raise UsageError(f"`{path}` already exists", hint="choose another name, or remove it first")
-    check_folder_of(path)
-    data = FORMATS[kind](conversation).encode("utf-8", "replace")
+    if path.exists() and not path.is_dir() and not overwrite:
+        raise UsageError(f"`{path}` exists already", hint="choose another name, or remove it first")
+    check_place(path)
+    data = exported(conversation, kind).encode("utf-8", "replace")
     try:
         if path.exists() and not path.is_file():  # a device or a pipe
             path.write_bytes(data)

@@ -75,6 +75,8 @@ def read_question(invocation: Invocation, question: AskedQuestion) -> Generation
     if text is not None and not images:
         _check_is_question(text)
     prompt = _prompt(invocation, text, question.sources)
+    if not images and not prompt.piped:
+        _tell_of_no_picture(invocation)
     chosen = _with_seed(sampling(settings, default_tokens=ANSWER_TOKENS))
     mode: Mode = "complete" if settings.raw else "chat"
     parts = _parts(invocation, prompt, images)
@@ -207,6 +209,13 @@ def _check_is_question(text: str) -> None:
             f"`{text}` is a file, not a question",
             hint=f'`idefics ask "What is in it?" -i {shlex.quote(text)}`',
         )
+
+
+def _tell_of_no_picture(invocation: Invocation) -> None:
+    """Tell a user at a terminal that the question has no picture: the model makes one up."""
+    console, settings = invocation.console, invocation.settings
+    if console.is_terminal and console.err.isatty() and not (settings.json or settings.dry_run):
+        console.note("no picture was given, so the model sees none; `-i PICTURE` gives one")
 
 
 def _check_stdin_image(invocation: Invocation, sources: Sequence[str]) -> None:

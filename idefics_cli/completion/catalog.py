@@ -19,7 +19,7 @@ MODELS = (
     (
         "smolvlm-2.2b",
         "HuggingFaceTB/SmolVLM-Instruct",
-        "the best for 8 GB of memory",
+        "the best of the small ones",
     ),
     (
         "smolvlm2-256m",

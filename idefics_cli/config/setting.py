@@ -16,6 +16,7 @@ Value = str | int | float | bool | None
 
 _FLOAT_BITS = 1023
 _SHOWN_BITS = 10_000
+_VERY_LARGE = 1_000_000
 # Names that other programs use for our choices.
 _SYNONYMS: Mapping[str, str] = MappingProxyType(
     {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "nf4": "4bit"}
@@ -152,15 +153,15 @@ class Setting:
             and (self.maximum is None or value <= self.maximum)
         )
         if not inside:
-            raise ValueError(f"must be {self._range}, not {_quoted(value)}")
+            raise ValueError(f"must be {self._range(value)}, not {_quoted(value)}")
 
-    @property
-    def _range(self) -> str:
-        """The allowed numbers in words, for error messages."""
+    def _range(self, value: float) -> str:
+        """The allowed numbers in words, for the error about *value*."""
         if self.above is not None:
             end = "" if self.maximum is None else f" and at most {self.maximum}"
             return f"more than {self.above:g}{end}"
-        if self.maximum is None:
+        # For a number that is too small, a very large maximum says nothing.
+        if self.maximum is None or (value < self.maximum and self.maximum >= _VERY_LARGE):
             return f"{self.minimum:g} or more"
         return f"from {self.minimum:g} to {self.maximum}"
 

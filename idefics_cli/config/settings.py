@@ -19,6 +19,10 @@ CAPTION_TOKENS = 256
 LOCAL = "local"
 """The value of `server` that means this machine, whatever a source of lower precedence says."""
 
+# Numbers that other programs keep in 32 bits. A larger one is a slip; up to here, the context of
+# the model and its vocabulary are the limits.
+_MOST = 2**31 - 1
+
 T = TypeVar("T")
 
 _IMAGES = ImageLimits()
@@ -108,6 +112,7 @@ class Settings:
         _SAMPLING.temperature,
         help="Randomness of the answer; 0 always takes the likeliest token.",
         minimum=0,
+        maximum=2,  # as in OpenAI's API; above it, answers are noise
     )
     top_p: float = _setting(
         _SAMPLING.top_p,
@@ -116,15 +121,23 @@ class Settings:
         maximum=1,
     )
     top_k: int = _setting(
-        _SAMPLING.top_k, help="Sample from this many of the likeliest tokens; 0 is all.", minimum=0
+        _SAMPLING.top_k,
+        help="Sample from this many of the likeliest tokens; 0 is all.",
+        minimum=0,
+        maximum=_MOST,
     )
     repetition_penalty: float = _setting(
-        _SAMPLING.repetition_penalty, help="Values above 1 discourage repetition.", above=0
+        # Beyond these bounds, the penalty alone decides which tokens are written.
+        _SAMPLING.repetition_penalty,
+        help="Values above 1 discourage repetition.",
+        minimum=0.1,
+        maximum=10,
     )
     max_new_tokens: int | None = _setting(
         None,
         help="Limit the answer to this number of tokens.",
         minimum=1,
+        maximum=_MOST,
         unset=f"{ANSWER_TOKENS}, captions {CAPTION_TOKENS}",
     )
     seed: int | None = _setting(
@@ -177,6 +190,7 @@ class Settings:
         None,
         help="Number of pictures or requests to answer at the same time.",
         minimum=1,
+        maximum=1_000_000,
         unset="chosen by free memory",
     )
     format: str | None = _setting(
@@ -314,7 +328,8 @@ class Settings:
     yes: bool = _setting(False, help="Download a model without asking.", command_line_only=True)
     dry_run: bool = _setting(
         False,
-        help="Print what would run, and why; `caption` may load the model for this.",
+        help="Print what would run, and why; write nothing. To tell the time, `caption` and `tune` "
+        "load the model if it is downloaded.",
         command_line_only=True,
     )
     verbose: bool = _setting(False, help="Also show the messages of the libraries.")

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from io import BufferedWriter
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from idefics_cli.core.errors import IdeficsError, UsageError
 
@@ -27,7 +27,9 @@ UNFINISHED = ".part"
 _UNFINISHED_NAME = re.compile(
     r"\.idefics-[0-9a-f]{8}-(?P<host>[0-9a-f]{8})-(?P<process>\d{1,10})-[0-9a-f]{16}\.part[.\w]*"
 )
-_LONGEST_LINE = 64 * 2**20
+_LONGEST_LINE = _BLOCK_BYTES = 64 * 2**20
+# With these errors, the place of an output is right, and the disk is at fault.
+_DISK_FAULTS = frozenset({errno.ENOSPC, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)})
 _LEFT_SECONDS = 24 * 3600
 # Windows makes locked bytes unreadable, so the locked byte is beyond the end of every file.
 _LOCKED_BYTE = 1 << 40
@@ -50,10 +52,23 @@ def read_regular_file(path: Path, *, limit_bytes: int) -> bytes:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "Not a regular file", str(path))
-        content = file.read(limit_bytes + 1) if status.st_size <= limit_bytes else b""
+        content = read_limited(file, limit_bytes + 1) if status.st_size <= limit_bytes else b""
     if max(status.st_size, len(content)) > limit_bytes:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     return content
+
+
+def read_limited(stream: IO[bytes], limit_bytes: int) -> bytes:
+    """Return at most *limit_bytes* bytes from *stream*, without memory for more than it has."""
+    # `read(n)` of a file takes memory for n bytes before it reads.
+    first = stream.read(min(limit_bytes, _BLOCK_BYTES))
+    if len(first) < _BLOCK_BYTES:
+        return first
+    blocks, left = [first], limit_bytes - len(first)
+    while block := stream.read(min(left, _BLOCK_BYTES)):
+        blocks.append(block)
+        left -= len(block)
+    return b"".join(blocks)
 
 
 def limited_lines(file: BinaryIO) -> Iterator[bytes]:
@@ -157,30 +172,85 @@ def _version(status: os.stat_result | None) -> tuple[int, ...] | None:
 
 
 def check_place(path: Path) -> None:
-    """Check that *path* can be the name of a file.
+    """Check that *path* can be written: a new file, or one that can be replaced.
 
     Raises:
-        UsageError: If it is a folder, or its folder is missing.
+        UsageError: If it is a folder or read-only, or its folder is missing or takes no files.
+        IdeficsError: If the disk is full or fails.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
     check_folder_of(path)
+    if os.path.exists(path) and not os.access(path, os.W_OK):
+        raise UsageError(f"cannot write `{path}`: permission denied")
 
 
 def check_folder_of(path: Path) -> None:
-    """Check that the folder of *path* is there.
+    """Check that the folder of *path* is there and takes files; devices and pipes need none.
 
     Raises:
-        UsageError: If it is missing, or a file.
+        UsageError: If it is missing, a file, or takes no files.
+        IdeficsError: If the disk is full or fails.
     """
     folder = path.parent
-    if folder.is_dir():
-        return
-    if folder.exists():
+    if not os.path.isdir(folder):
+        if os.path.exists(folder):
+            raise UsageError(
+                f"cannot write `{path}`: `{folder}` is not a folder", hint="choose another folder"
+            )
         raise UsageError(
-            f"cannot write `{path}`: `{folder}` is not a folder", hint="choose another folder"
+            f"cannot write `{path}`: no folder `{folder}`", hint="make the folder first"
         )
-    raise UsageError(f"cannot write `{path}`: no folder `{folder}`", hint="make the folder first")
+    if os.path.isfile(path) or not os.path.exists(path):
+        _check_takes_files(folder, path)
+
+
+def check_folder(path: Path) -> None:
+    """Check that *path* can become a folder with files: a new one, or one that takes files.
+
+    Nothing is written there.
+
+    Raises:
+        UsageError: If it is a file, lies below one, or takes no files.
+        IdeficsError: If the disk is full or fails.
+    """
+    folder = path
+    while not os.path.exists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not os.path.isdir(folder):
+        raise UsageError(
+            f"cannot write to `{path}`: `{folder}` is not a folder", hint="name another folder"
+        )
+    _check_takes_files(folder, path)
+
+
+def check_new_folder(path: Path) -> None:
+    """Check that *path* can become a folder that is new, or is empty now.
+
+    Raises:
+        UsageError: If it is in use, or takes no files.
+        IdeficsError: If the disk is full or fails.
+    """
+    if os.path.exists(path) and (not os.path.isdir(path) or any(path.iterdir())):
+        raise UsageError(f"`{path}` exists already", hint="name a new folder with `-o`")
+    check_folder(path)
+
+
+def _check_takes_files(folder: Path, path: Path) -> None:
+    """Raise an error for *path* if no file can be made in *folder*."""
+    # A trial, because `os.access` tells the superuser that every folder takes files.
+    trial = unfinished_path(folder / path.name)
+    try:
+        os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        os.unlink(trial)
+    except OSError as error:
+        if error.errno in _DISK_FAULTS:
+            raise cannot_write(path, error) from error
+        reason = error.strerror or str(error)
+        raise UsageError(
+            f"cannot write `{path}`: no file can be made in `{folder}` ({reason})",
+            hint="choose another folder",
+        ) from error
 
 
 def unfinished_path(target: Path, *, process: int | None = None) -> Path:

@@ -33,9 +33,9 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\u240a").replace("\t", "\u2409")
 
 
-def or_list(words: Sequence[str]) -> str:
+def or_list(words: Sequence[str], joint: str = "or") -> str:
     """Return *words* as an enumeration: "a, b or c"."""
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return f" {joint} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def abbreviated(text: str, width: int = 80) -> str:

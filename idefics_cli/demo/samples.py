@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from idefics_cli.core.errors import IdeficsError, UsageError
-from idefics_cli.core.files import write_whole
+from idefics_cli.core.files import check_folder, write_whole
 from idefics_cli.demo.questions import TASKS, Question, ask
 from idefics_cli.demo.scenes import Scene, caption, scene_for_split
 
@@ -96,8 +96,7 @@ def _refuse_to_overwrite(
     folder: Path, scenes: list[Scene], samples: list[Sample], rows: bytes
 ) -> None:
     """Raise an error if a file to write exists with other content; write nothing."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"`{folder}` is not a folder", hint="give the name of a folder")
+    check_folder(folder)
     for sample, scene in zip(samples, scenes, strict=True):
         path = folder / sample.file_name
         if _exists(path) and not _shows(path, scene):

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from PIL import _imaging
 
 from idefics_cli.core.errors import ImageError
+from idefics_cli.core.files import read_limited
 from idefics_cli.core.sources import CLIPBOARD, too_many_bytes
 from idefics_cli.core.text import abbreviated
 from idefics_cli.core.types import ImageLimits
@@ -122,7 +123,7 @@ def _run(command: Sequence[str], limits: ImageLimits) -> bytes:
         timer.start()
         try:
             assert process.stdout is not None
-            data = process.stdout.read(limits.max_bytes + 1)
+            data = read_limited(process.stdout, limits.max_bytes + 1)
             if len(data) > limits.max_bytes:
                 raise too_many_bytes(CLIPBOARD, limits)
             code = process.wait()

@@ -11,6 +11,7 @@ from typing import BinaryIO, TypeAlias
 
 from PIL import Image
 
+from idefics_cli.core.files import read_limited
 from idefics_cli.core.sources import too_many_bytes
 from idefics_cli.core.types import Attachment, ImageLimits
 from idefics_cli.images.formats import HEAD_BYTES, FileFormat, identify
@@ -81,7 +82,7 @@ class MediaLoader(ImageLoader):
         """
         most = self._limits.max_bytes
         with self._sources.open(attachment.source) as stream:
-            data = stream.read(most + 1)
+            data = read_limited(stream, most + 1)
         if len(data) > most:
             raise too_many_bytes(attachment.source, self._limits)
         return data
@@ -99,7 +100,7 @@ class MediaLoader(ImageLoader):
         """
         most = self._limits.max_bytes
         with self._sources.open(attachment.source) as stream:
-            data = stream.read(most + 1)
+            data = read_limited(stream, most + 1)
         if len(data) > most:
             return attachment, lambda each, edge: self.open_media(each, draft_edge=edge)
         return (

@@ -17,6 +17,7 @@ from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from idefics_cli.core.errors import ImageError
+from idefics_cli.core.files import read_limited
 from idefics_cli.core.sources import (
     MOST_FILE_BYTES,
     STDIN,
@@ -129,7 +130,7 @@ class ImageSources:
                 raise ImageError(
                     "cannot read `stdin`: no picture is piped in", kind="missing", hint=_PIPE_HINT
                 )
-            return bytes(stream.read(self._limits.max_bytes + 1))
+            return bytes(read_limited(stream, self._limits.max_bytes + 1))
         except (OSError, ValueError) as error:  # ValueError: closed
             raise ImageError(
                 f"cannot read `stdin`: {_reason(error)}", kind="missing", hint=_PIPE_HINT
@@ -269,8 +270,10 @@ def no_such_file(source: str) -> ImageError:
     # A separator at the end is cut, because the hint compares the name with those in its folder.
     path = _local_path(source)
     bare = path.rstrip("".join(filter(None, (os.sep, os.altsep)))) or path
+    # A name without an extension is more often that of a folder.
+    what = "file" if os.path.splitext(bare)[1] else "file or folder"
     return ImageError(
-        f"no such {'file' if bare == path else 'folder'}: `{describe_source(source)}`",
+        f"no such {what if bare == path else 'folder'}: `{describe_source(source)}`",
         kind="missing",
         hint=_missing_hint(bare),
     )

@@ -33,7 +33,6 @@ _MOST_STOPS = 4
 _MOST_STOP_CHARACTERS = 256
 _MOST_BANNED = 100
 _MOST_SCHEMA_CHARACTERS = 65_536
-_MOST_TEMPERATURE = 2
 _MOST_LOGPROBS = 20
 _MOST_SALT_CHARACTERS = 256
 _NO_LIMIT = 2**63
@@ -83,13 +82,6 @@ def _of_sampling(read: ReadSampling) -> Apply:
         return replace(options, sampling=read(options.sampling, name, value))
 
     return apply
-
-
-def _temperature(sampling: Sampling, name: str, value: object) -> Sampling:
-    sampling = SAMPLING["temperature"](sampling, name, value)
-    if sampling.temperature > _MOST_TEMPERATURE:
-        raise bad_field(name, f"must be from 0 to {_MOST_TEMPERATURE}")
-    return sampling
 
 
 def _limit(sampling: Sampling, name: str, value: object) -> Sampling:
@@ -188,7 +180,6 @@ def _form(options: RequestOptions, name: str, value: object) -> RequestOptions:
 
 _SAMPLING: Mapping[str, ReadSampling] = {
     **SAMPLING,
-    "temperature": _temperature,
     "max_tokens": _limit,
     "max_completion_tokens": _limit,
     "seed": _seed,

@@ -144,7 +144,7 @@ def test_a_file_that_is_there_is_kept_unless_told(name: str, tmp_path: Path) -> 
 
     with pytest.raises(UsageError, match=r"`.*out` exists already") as caught:
         enter(SINKS[name](Target(Recorder(), path)))
-    assert caught.value.hint == "`--overwrite` replaces it"
+    assert str(caught.value.hint).startswith("`--overwrite` replaces it, `--existing append` adds")
     assert path.read_bytes() == b"mine"
 
     with SINKS[name](Target(Recorder(), path, existing="overwrite")) as sink:

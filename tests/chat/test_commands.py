@@ -213,11 +213,19 @@ def test_a_retry_leaves_what_is_staged_for_the_next_text(tmp_path: Path, picture
     assert len(here.chat.turns.staged) == 1
 
 
+def test_a_chat_without_a_question_is_not_exported(tmp_path: Path, pictures: Path) -> None:
+    here = world(tmp_path, "One.")
+    _, err, _ = here.talk("@a.png What?", "/undo", f"/export md {tmp_path}/chat.md")
+    assert "error: there is nothing to export: the chat has no question" in err
+    assert not (tmp_path / "chat.md").exists()
+
+
 def test_undo_gives_the_pictures_back(tmp_path: Path, pictures: Path) -> None:
     here = world(tmp_path, "One.", "Two.")
     _, err, person = here.talk("@a.png What?", "/undo", "What is it?")
     told = " ".join(err.split())
-    assert "took back: What? its picture goes with your next text" in told
+    assert "took back: What? [1] a.png goes with your next message" in told
+    assert "`/images` lists, `/drop 1` takes it out" in told
     assert person.seen[2][0] == "1 picture > "
     assert [len(request.attachments) for request in here.engine.requests] == [1, 1]
 
@@ -349,7 +357,7 @@ def test_an_export_has_what_was_said_and_overwrites_nothing(
     text = (pictures / f"chat.{kind}").read_text(encoding="utf-8")
     assert "A red one." in text
     assert "What is it?" in text
-    assert f"error: `chat.{kind}` already exists" in err
+    assert f"error: `chat.{kind}` exists already" in err
 
 
 def test_a_text_can_be_written_in_an_editor(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_a_file_is_the_text_and_is_not_replaced_unasked(
     write_export(conversation, kind, path)
     assert path.read_bytes().decode() == FORMATS[kind](conversation)
     path.write_text("mine")
-    with pytest.raises(UsageError, match="already exists"):
+    with pytest.raises(UsageError, match="exists already"):
         write_export(conversation, kind, path)
     assert path.read_text() == "mine"
     write_export(conversation, kind, path, overwrite=True)

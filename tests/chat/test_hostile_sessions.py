@@ -152,6 +152,24 @@ def test_a_value_of_another_type_is_damage(tmp_path: Path, event: dict[str, obje
         SessionStore(tmp_path / "data").read("aaaaaaaa")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("temperature", 5, 2.0),
+        ("temperature", 1.5, 1.5),
+        ("repetition_penalty", 0.01, 0.1),
+        ("repetition_penalty", 1e30, 10.0),
+        ("top_k", 10**20, 2**31 - 1),
+    ],
+)
+def test_a_number_that_an_earlier_version_took_does_not_make_a_session_unreadable(
+    tmp_path: Path, key: str, value: float, expected: float
+) -> None:
+    event = {"event": "set", "key": key, "value": value}
+    write_session(tmp_path, lines_of([*EVENTS[:3], event]))
+    assert SessionStore(tmp_path / "data").read("aaaaaaaa")[1].settings[key] == expected
+
+
 def test_a_date_that_no_time_zone_can_show_is_that_of_the_file(tmp_path: Path) -> None:
     first = {**EVENTS[0], "at": "0001-01-01T00:00:00+23:59"}
     path = write_session(tmp_path, lines_of([first, *EVENTS[1:3]]))

@@ -250,7 +250,7 @@ def test_a_merged_model_needs_no_adapter(styles: Path, tmp_path: Path) -> None:
     )
     assert found == expected
     again = run("models", "merge", str(styles / "a"), "-o", merged)
-    assert (again.code, again.out) == (1, "")
+    assert (again.code, again.out) == (2, "")
     assert f"`{merged}` exists already" in again.err
     assert run("models", "merge", merged, "-o", str(tmp_path / "b")).code == 1
     missing = run("models", "merge", str(styles / "a"))

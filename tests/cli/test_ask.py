@@ -38,6 +38,9 @@ def picture(tmp_path: Path) -> str:
     return str(path)
 
 
+PICTURE = ("-i", "https://x.org/a.png")
+
+
 def asked(world: World) -> GenerationRequest:
     (request,) = world.engine.requests
     return request
@@ -151,7 +154,7 @@ def test_a_stream_can_be_asked_for_in_a_pipe() -> None:
 @pytest.mark.parametrize("flag", ["--stream", "--no-stream"])
 def test_control_characters_of_an_answer_never_reach_a_terminal(flag: str) -> None:
     world = World(FakeEngine("a\x1b[2J \x9b31m\r\n"))
-    ran = run("ask", "Hi", flag, services=world.services, terminal=True)
+    ran = run("ask", "Hi", *PICTURE, flag, services=world.services, terminal=True)
     assert tuple(ran) == (0, "a␛[2J \\x9b31m\n\n", "")
 
 
@@ -562,7 +565,7 @@ def test_the_engine_is_closed_after_an_answer() -> None:
 
 def test_ctrl_c_keeps_the_partial_answer_on_a_terminal_and_exits_130() -> None:
     world = World(FakeEngine("one two three", interrupt_after=2))
-    ran = run("ask", "Hi", services=world.services, terminal=True)
+    ran = run("ask", "Hi", *PICTURE, services=world.services, terminal=True)
     assert tuple(ran) == (130, "one two\n", "")
     assert world.engine.is_closed
 
@@ -661,3 +664,23 @@ def test_the_stronger_of_quiet_and_verbose_wins() -> None:
         assert (ran.code, ran.out, ran.err == "") == (0, "one\n", is_quiet)
         level = world.services.environ["TRANSFORMERS_VERBOSITY"]
         assert level == ("error" if is_quiet else "info")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "terminal", "is_told"),
+    [
+        (("Hi",), None, True, True),
+        (("Hi",), None, False, False),
+        (("Hi", "--json"), None, True, False),
+        (("Hi", "--quiet"), None, True, False),
+        (("Hi",), b"some text", True, False),
+        (("Hi", *PICTURE), None, True, False),
+    ],
+)
+def test_only_at_a_terminal_a_note_says_that_no_picture_was_given(
+    arguments: tuple[str, ...], stdin: bytes | None, terminal: bool, is_told: bool
+) -> None:
+    world = World(FakeEngine("x"), stdin=None if stdin is None else io.BytesIO(stdin))
+    ran = run("ask", *arguments, services=world.services, terminal=terminal)
+    assert ran.code == 0
+    assert ("no picture was given" in ran.err) is is_told

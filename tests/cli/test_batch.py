@@ -316,7 +316,8 @@ def test_an_output_of_something_else_is_not_overwritten() -> None:
     Path("a.jsonl").write_text("mine\n", "utf-8")
     ran = batch("r.jsonl", "-o", "a.jsonl")
 
-    message = "error: `a.jsonl` exists already\nhint: `--overwrite` replaces it\n"
+    hint = "`--overwrite` replaces it; or name another file"
+    message = f"error: `a.jsonl` exists already\nhint: {hint}\n"
     assert tuple(ran) == (2, "", message)
     assert Path("a.jsonl").read_text("utf-8") == "mine\n"
     assert batch("r.jsonl", "-o", "a.jsonl", "--overwrite").code == 0
@@ -434,7 +435,8 @@ def test_a_dry_run_names_the_wrong_rows_and_runs_nothing() -> None:
         "hint: check the path\n"
         "note: one request names another model (`gpt-x`); `-m` decides which one answers\n"
     )
-    assert ran.out.endswith("2 requests would fail\n3 requests, 4 at a time\n")
+    last = "left to answer: 1 of 3 requests\n2 requests would fail\n1 request, 4 at a time\n"
+    assert ran.out.endswith(last)
     assert engine.requests == []
     assert not Path("a.jsonl").exists()
 

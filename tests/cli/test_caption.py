@@ -156,7 +156,8 @@ def test_a_file_that_exists_is_kept_unless_told_and_no_model_is_loaded() -> None
     assert tuple(ran) == (
         2,
         "",
-        "error: `out` exists already\nhint: `--overwrite` replaces it\n",
+        "error: `out` exists already\nhint: `--overwrite` replaces it, `--existing append` adds "
+        "all captions to it, `--existing skip` those that it lacks; or name another file\n",
     )
     assert (Path("out").read_text("utf-8"), world.specs) == ("mine", [])
     run("caption", "photos", "-o", "out", "--overwrite", services=world.services)

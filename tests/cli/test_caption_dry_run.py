@@ -48,7 +48,21 @@ def test_a_dry_run_finds_pictures_whose_headers_cannot_be_read(photos: Path) -> 
     ran = run("caption", "photos", "--dry-run", services=world.services)
 
     assert ran.err.startswith("error: cannot read `photos/b.jpg`: it is ")
-    assert ran.out.splitlines()[-2] == "1 cannot be read"
+    assert ran.out.splitlines()[-3:] == [
+        "left to caption: 2 of 3 pictures",
+        "1 picture cannot be read",
+        "2 pictures, 4 at a time, with the prompt `Describe this image.`",
+    ]
+
+
+def test_pictures_that_cannot_be_read_are_not_probed(photos: Path) -> None:
+    drawn(photos)
+    (photos / "b.jpg").write_text("hello", "utf-8")
+    engine = FakeEngine(describe_photo)
+    ran = run("caption", "photos", "--dry-run", services=World(engine).services)
+
+    assert ran.out.splitlines()[-2].endswith(", by a probe of 2 pictures")
+    assert len(engine.requests) == 2
 
 
 def test_a_dry_run_of_a_run_that_was_begun_says_what_is_left_and_changes_nothing(

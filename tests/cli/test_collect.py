@@ -188,7 +188,8 @@ def test_a_file_of_something_else_is_not_replaced_unless_asked() -> None:
     assert tuple(ran) == (
         2,
         "",
-        "error: `parts/out.jsonl` exists already\nhint: `--overwrite` replaces it\n",
+        "error: `parts/out.jsonl` exists already\n"
+        "hint: `--overwrite` replaces it; or name another file\n",
     )
     assert Path("parts/out.jsonl").read_text() == "mine\n"
     assert run("collect", "parts/out.jsonl", "--overwrite").code == 0

@@ -62,8 +62,8 @@ def test_a_folder_that_cannot_be_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     ran = run("demo", str(file), services=SERVICES)
-    error = f"error: `{file}` is not a folder\nhint: give the name of a folder\n"
-    assert tuple(ran) == (2, "", error)
+    error = f"error: cannot write to `{file}`: `{file}` is not a folder\n"
+    assert tuple(ran) == (2, "", f"{error}hint: name another folder\n")
 
 
 def test_a_count_of_none_is_an_error(tmp_path: Path) -> None:

@@ -152,12 +152,27 @@ def test_offline_what_is_not_cached_is_not_ready(given: str) -> None:
     )
 
 
+@pytest.mark.parametrize("arguments", [(), ("--json",), ("--check",)])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("smolvlm-500", "unknown model `smolvlm-500`\nhint: did you mean `smolvlm-500m` or "),
+        ("./nosuch", "there is no folder `./nosuch`\nhint: give a folder, a Hub id"),
+    ],
+)
+def test_a_wrong_name_is_an_error_before_the_machine_is_described(
+    arguments: tuple[str, ...], name: str, error: str
+) -> None:
+    ran = doctor(machines.cpu(24), "-m", name, *arguments)
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith(f"error: {error}")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
         (("-m", "idefics-80b"), "needs 51.6 GiB on cpu", "models that fit: "),
         (("-m", "idefics2-8b", "--device", "cuda"), "built for the CPU", "pytorch.org"),
-        (("-m", "no-such-model"), "unknown model `no-such-model`", "idefics models"),
         (("-m", "demo", "--attention", "flash_attention_2"), "needs a CUDA GPU", "sdpa"),
     ],
 )
@@ -260,6 +275,7 @@ def test_the_json_has_no_home_no_user_and_no_host(
     monkeypatch.setattr(socket, "gethostname", lambda: "curies-machine")
     broken = {"bitsandbytes": f"{home}/venv/lib/libbnb.so: cannot open /mnt/marie-curie/x.so"}
     machine = machines.cpu(24, cache=home / "hub", notes=(f"read {home}",))
+    (model / "no").mkdir()
     for arguments in (("-m", str(model)), ("-m", str(model / "no"))):
         ran = doctor(machine, *arguments, "--json", broken=broken)
         assert "models/mine" in ran.out

@@ -161,7 +161,7 @@ MISTAKES = [
     ("caption photos -o gallery.html", 2, "no format for `gallery.html`", "--report"),
     ("caption photos -o ''", 2, "the name of the output file is empty", "`-` is stdout"),
     ("caption photos.zip", 1, "no such file: `photos.zip`", "did you mean `photos`?"),
-    ("demo photo.jpg", 2, "`photo.jpg` is not a folder", "the name of a folder"),
+    ("demo photo.jpg", 2, "`photo.jpg` is not a folder", "name another folder"),
 ]
 
 

@@ -181,7 +181,7 @@ def test_a_file_is_replaced_only_when_asked(run: Run, tmp_path: Path) -> None:
     assert tuple(ran) == (
         2,
         "",
-        f"error: `{path}` already exists\nhint: `--overwrite` replaces it\n",
+        f"error: `{path}` exists already\nhint: `--overwrite` replaces it; or name another file\n",
     )
     assert path.read_text() == "mine"
     assert run("export", "last", "-o", str(path), "--overwrite", "-q").err == ""

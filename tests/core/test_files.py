@@ -15,6 +15,7 @@ from idefics_cli.core.errors import UsageError
 from idefics_cli.core.files import (
     check_place,
     is_unfinished,
+    read_limited,
     read_regular_file,
     remove_unfinished,
     replacing,
@@ -32,6 +33,23 @@ def test_a_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="too large") as caught:
         read_regular_file(path, limit_bytes=4)
     assert caught.value.errno == errno.EFBIG
+
+
+@pytest.mark.parametrize("limit", [0, 3, 5, 6, 2**60])
+def test_a_read_with_a_limit_takes_memory_for_what_there_is(tmp_path: Path, limit: int) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    with path.open("rb") as file:
+        assert read_limited(file, limit) == b"12345"[:limit]
+
+
+def test_a_read_with_a_limit_goes_on_after_its_first_block(tmp_path: Path) -> None:
+    path, size = tmp_path / "a", 64 * 2**20 + 5
+    with path.open("wb") as file:
+        file.truncate(size)
+    for limit, expected in ((2**60, size), (size - 1, size - 1)):
+        with path.open("rb") as file:
+            assert len(read_limited(file, limit)) == expected
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])

@@ -120,7 +120,7 @@ def test_a_file_in_the_folders_place_is_an_error(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
 
-    with pytest.raises(IdeficsError, match="cannot write samples"):
+    with pytest.raises(UsageError, match="is not a folder"):
         write_samples(tmp_path / "file" / "below", count=1, seed=0)
 
 

@@ -127,6 +127,9 @@ def test_tools_that_are_switched_off_are_no_error() -> None:
     ("fields", "param"),
     [
         ({"temperature": 2.1}, "temperature"),
+        ({"repetition_penalty": 1e99}, "repetition_penalty"),
+        ({"top_k": 2**31}, "top_k"),
+        ({"max_tokens": 2**31}, "max_tokens"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": "0"}, "temperature"),
         ({"temperature": True}, "temperature"),

@@ -131,6 +131,7 @@ def test_a_terminal_with_graphics_shows_the_picture_itself(
     assert "\u2580" not in here.raw
     here.answer(*samples[0].ask("background"))
     assert here.leave() == 0, here.raw[-800:]
+    assert "`idefics chat -c` continues this chat" in here.raw
 
 
 def test_answers_of_a_slow_terminal_never_reach_a_question(
@@ -154,6 +155,7 @@ def test_answers_of_a_slow_terminal_never_reach_a_question(
     assert turn["text"] == "Hello."
     assert "CPR" not in here.raw
     assert here.leave() == 0
+    assert "continues this chat" not in here.raw  # nothing was saved
 
 
 def test_every_chatting_family_goes_on_with_the_conversation(

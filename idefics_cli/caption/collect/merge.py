@@ -98,7 +98,9 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     """
     check_place(output)
     if output.exists() and not overwrite and _collected_stamp(output) != stamp_of_file(output):
-        raise UsageError(f"`{output}` exists already", hint="`--overwrite` replaces it")
+        raise UsageError(
+            f"`{output}` exists already", hint="`--overwrite` replaces it; or name another file"
+        )
 
 
 def _collected_stamp(output: Path) -> object:

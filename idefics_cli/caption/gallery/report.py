@@ -39,14 +39,12 @@ def check_report(path: Path, *, overwrite: bool = False) -> None:
     check_place(path)
     if path.exists() and not path.is_file():
         raise UsageError(f"cannot write `{path}`: a report needs a file, not a device or a pipe")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"cannot write `{path}`: permission denied")
     if path.exists() and not overwrite:
         with path.open("rb") as file:
             if _MARK not in file.read(1024):
                 raise UsageError(
                     f"`{path}` exists already, and is not a report",
-                    hint="`--overwrite` replaces it",
+                    hint="`--overwrite` replaces it; or name another file",
                 )
 
 

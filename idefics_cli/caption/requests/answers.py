@@ -43,6 +43,8 @@ class AnswerSink(LineSink):
         clock: Returns the Unix time in seconds.
     """
 
+    existing_hint = "`--overwrite` replaces it; or name another file"
+
     def __init__(
         self,
         target: Target,

@@ -121,7 +121,7 @@ class RequestBatch:
                 yield PromptError(f"{self.rows.place(item.key)}: {error}", hint=error.hint)
                 continue
             pictures = (CaptionItem(item.key, one) for one in request.generation.attachments)
-            for failure in unreadable(pictures, limits, takes_videos=takes_videos):
+            for _, failure in unreadable(pictures, limits, takes_videos=takes_videos):
                 yield ImageError(
                     f"{self.rows.place(item.key)}: {failure}", kind=failure.kind, hint=failure.hint
                 )

@@ -105,6 +105,15 @@ class FileNameError(RecordError):
 class Sink(Protocol):
     """Stores records. There is one writer, in the process of the run; workers never write."""
 
+    def check_place(self) -> None:
+        """Check that the target can be written, before the pictures are known; write nothing.
+
+        Raises:
+            UsageError: If the target exists already, or cannot be written.
+            IdeficsError: If the disk is full or fails.
+        """
+        ...
+
     def __enter__(self) -> Self:
         """Check that the target can be written.
 

@@ -83,6 +83,10 @@ class EmbedSink(XmpSink):
         # picture, the second name finds a file that this run itself has changed.
         self._written: dict[str, str | None] = {}
 
+    def check_place(self) -> None:
+        """Check that exiftool is there; see `Sink.check_place`."""
+        find_exiftool()
+
     def __enter__(self) -> Self:
         """Find the descriptions that exist; see `Sink.__enter__`.
 

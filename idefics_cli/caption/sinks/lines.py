@@ -14,7 +14,7 @@ from idefics_cli.caption.sinks.base import ByteStream, FileNameError, Target
 from idefics_cli.caption.sinks.dataset import check_dataset, unreadable_part
 from idefics_cli.caption.sinks.rows import file_name
 from idefics_cli.core.errors import UsageError
-from idefics_cli.core.files import cannot_write, check_folder_of
+from idefics_cli.core.files import cannot_write, check_place
 from idefics_cli.core.types import CaptionRecord
 
 _CHUNK = 64 * 1024
@@ -22,6 +22,12 @@ _CHUNK = 64 * 1024
 
 class LineSink(ABC):
     """Writes each record as a row, to stdout or to a file; see `Sink`."""
+
+    existing_hint = (
+        "`--overwrite` replaces it, `--existing append` adds all captions to it, `--existing skip` "
+        "those that it lacks; or name another file"
+    )
+    """What helps if the file exists already."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -48,10 +54,15 @@ class LineSink(ABC):
             ValueError: If the file has another format or other columns.
         """
 
+    def check_place(self) -> None:
+        """Check that the file can be written; see `Sink.check_place`."""
+        if self._target.path is not None:
+            self._check_file(self._target.path)
+
     def __enter__(self) -> Self:
         target = self._target
         if target.path is not None:
-            check_file(target.path, target)
+            self._check_file(target.path)
             if target.is_dataset:
                 keys = (picture.key for picture in target.pictures)
                 check_dataset(self.run_path or target.path, keys, target.columns)
@@ -123,6 +134,22 @@ class LineSink(ABC):
 
     def finish(self) -> None:  # noqa: B027  # only some formats have something to do
         """Do nothing: the rows are the output. See `Sink.finish`."""
+
+    def _check_file(self, path: Path) -> None:
+        """Raise a UsageError unless *path* can be written as the target says."""
+        target = self._target
+        if target.existing == "prepend":
+            raise UsageError(
+                "`--existing prepend` is for files of one caption each", hint="use it with `-f txt`"
+            )
+        if path.is_dir():
+            raise UsageError(
+                f"cannot write `{path}`: it is a folder",
+                hint="name a file in it, or take `-f txt` for one file per picture",
+            )
+        if path.is_file() and target.resume_at is None and target.existing == "error":
+            raise UsageError(f"`{path}` exists already", hint=self.existing_hint)
+        check_place(path)
 
     def _check_stored(self, path: Path) -> None:
         """Raise a UsageError if rows are to be added to a data set that cannot be read."""
@@ -247,21 +274,3 @@ class _File:
 
 def _open(path: Path, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
-
-
-def check_file(path: Path, target: Target) -> None:
-    """Raise a UsageError unless *path* can be written as *target* says."""
-    if target.existing == "prepend":
-        raise UsageError(
-            "`--existing prepend` is for files of one caption each", hint="use it with `-f txt`"
-        )
-    if path.is_dir():
-        raise UsageError(
-            f"cannot write `{path}`: it is a folder",
-            hint="name a file in it, or take `-f txt` for one file per picture",
-        )
-    if path.is_file() and target.resume_at is None and target.existing == "error":
-        raise UsageError(f"`{path}` exists already", hint="`--overwrite` replaces it")
-    check_folder_of(path)
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"cannot write `{path}`: permission denied")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Self
 
 from idefics_cli.caption.sinks.base import Target
 from idefics_cli.caption.sinks.jsonl import JsonlSink, encode
-from idefics_cli.caption.sinks.lines import check_file
 from idefics_cli.caption.sinks.rows import DETAILS, Value, list_columns, names
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.escapes import NOT_UTF8, escape
@@ -49,14 +48,19 @@ class ParquetSink(JsonlSink):
         super().__init__(replace(target, path=rows_file(target.path)))
         self._path = target.path
 
+    def check_place(self) -> None:
+        """Check that the file can be written, and pyarrow is there; see `Sink.check_place`."""
+        check_pyarrow()
+        path = self._path
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UsageError(f"cannot write `{path}`: parquet needs a file, not a device")
+        self._check_file(path)
+
     def __enter__(self) -> Self:
         """Check the file; if rows are to be added, copy its rows to JSON lines. See `Sink`."""
         target, path = self._target, self._path
-        check_pyarrow()
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise UsageError(f"cannot write `{path}`: parquet needs a file, not a device")
+        self.check_place()
         if target.resume_at is None:
-            check_file(path, target)
             rows = rows_file(path)
             if target.existing in ("append", "skip") and path.exists() and not rows.exists():
                 _read_rows(path, rows, _schema(target).names)

@@ -19,7 +19,12 @@ from idefics_cli.caption.sinks.base import SidecarError, Target
 from idefics_cli.core.caption_file import read_caption
 from idefics_cli.core.errors import UsageError
 from idefics_cli.core.escapes import escaped
-from idefics_cli.core.files import cannot_write, remove_unfinished, write_whole
+from idefics_cli.core.files import (
+    cannot_write,
+    check_folder,
+    remove_unfinished,
+    write_whole,
+)
 from idefics_cli.core.sources import is_uri
 from idefics_cli.core.types import CaptionRecord
 from idefics_cli.images.tars import is_tar, split_member
@@ -53,10 +58,17 @@ class TxtSink:
         self._paths: dict[str, str] = {}
         self._completed: AbstractSet[str] = frozenset()
 
+    def check_place(self) -> None:
+        """Check that the folder, if one is named, takes files; see `Sink.check_place`."""
+        if self._target.path is not None:
+            check_folder(self._target.path)
+
     def __enter__(self) -> Self:
         self._paths = self.find_paths()
+        self.check_place()
         folders = {Path(f) for f in set(map(os.path.dirname, self._paths.values()))}
-        check_folders(folders, self._target.path)
+        if self._target.path is None:
+            _check_folders(folders)
         if self._target.existing not in ("append", "prepend"):
             self._completed = self.find_captions()
         if self._target.existing == "error" and self._completed:
@@ -291,21 +303,14 @@ def _collision(
     return UsageError(message, hint="caption them in two runs, or leave `-o` out")
 
 
-def check_folders(folders: Collection[Path], root: Path | None) -> None:
+def _check_folders(folders: Collection[Path]) -> None:
     """Raise a UsageError if no sidecar can be written at all."""
-    if root is not None:
-        folder = root
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        if not folder.is_dir():
-            raise UsageError(f"cannot write to `{root}`: `{folder}` is not a folder")
-        folders = [folder]
     unwritable = [folder for folder in folders if not os.access(folder, os.W_OK | os.X_OK)]
     if unwritable and len(unwritable) == len(folders):
         reason = "permission denied" if unwritable[0].exists() else "no such folder"
         raise UsageError(
             f"cannot write to `{unwritable[0]}`: {reason}",
-            hint=None if root else "`-o FOLDER` puts the captions elsewhere",
+            hint="`-o FOLDER` puts the captions elsewhere",
         )
 
 

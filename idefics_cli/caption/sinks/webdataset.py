@@ -23,11 +23,12 @@ from idefics_cli.caption.item import CaptionItem
 from idefics_cli.caption.sinks.base import Target
 from idefics_cli.caption.sinks.jsonl import JsonlSink, encode
 from idefics_cli.caption.sinks.rows import Row, Value
-from idefics_cli.caption.sinks.txt import check_folders, record_text
+from idefics_cli.caption.sinks.txt import record_text
 from idefics_cli.core.errors import IdeficsError, UsageError
 from idefics_cli.core.escapes import NOT_UTF8, escaped_name
 from idefics_cli.core.files import (
     cannot_write,
+    check_folder,
     is_unfinished,
     limited_lines,
     remove_unfinished,
@@ -102,19 +103,23 @@ class WebdatasetSink(JsonlSink):
         self._has_only_rows = is_unfinished(target.path.name)
         mark = target.shard.mark if target.shard else ""
         self._run = target.path / f"{_RUN_NAME}{mark}"
-        rows = target.path
+        self._rows_file = target.path
         if not self._has_only_rows:
-            rows = self._run.with_name(f"{self._run.name}.rows.jsonl")
+            self._rows_file = self._run.with_name(f"{self._run.name}.rows.jsonl")
         self._given = target
         self._archives: dict[str, _Archive] = {}
-        super().__init__(replace(target, path=rows, existing="overwrite"))
+        super().__init__(replace(target, path=self._rows_file, existing="overwrite"))
+
+    def check_place(self) -> None:
+        """Check that the folder takes files; see `Sink.check_place`."""
+        check_folder(self._folder)
 
     def __enter__(self) -> Self:
         """Check the archives; see `Sink`."""
         if self._has_only_rows:
             return super().__enter__()
+        self.check_place()
         self._archives = _archives(self._given)
-        check_folders({self._folder}, self._folder)
         self._check_existing()
         self._folder.mkdir(parents=True, exist_ok=True)
         for folder in {archive.output.parent for archive in self._archives.values()}:
@@ -177,16 +182,14 @@ class WebdatasetSink(JsonlSink):
 
     def finish(self) -> None:
         """Write the archives that are complete and lack a file, then remove the rows."""
-        if self._has_only_rows or self.rows_path is None or not self.rows_path.exists():
+        if self._has_only_rows or not self._rows_file.exists():
             return
-        lacking = [a for a in self._archives.values() if not a.output.exists()]
-        if lacking:
+        if lacking := [a for a in self._archives.values() if not a.output.exists()]:
             self._find_rows()  # a run may have sorted the rows
-            for archive in lacking:
-                if archive.is_done:
-                    self._build(archive)
-        if all(archive.output.exists() for archive in lacking):
-            self.rows_path.unlink()
+        for archive in filter(lambda each: each.is_done, lacking):
+            self._build(archive)
+        if all(each.output.exists() for each in lacking):
+            self._rows_file.unlink()
 
     def _name(self, key: str) -> str:
         """Return the picture *key* as its row names it, from whatever folder the run is started."""
@@ -203,8 +206,7 @@ class WebdatasetSink(JsonlSink):
             archive.offsets = array("Q")
             owners[self._name(archive.source)] = archive
         offset = 0
-        assert self.rows_path is not None
-        with self.rows_path.open("rb") as file:
+        with self._rows_file.open("rb") as file:
             for line in limited_lines(file):
                 name = json.loads(line)["file_name"] if line.endswith(b"\n") else ""
                 if (owner := _owner(name, owners)) is not None:
@@ -212,10 +214,8 @@ class WebdatasetSink(JsonlSink):
                 offset += len(line)
 
     def _build(self, archive: _Archive) -> None:
-        start = len(self._name(archive.source)) + 1
-        rows: dict[str, Row] = {}
-        assert self.rows_path is not None
-        with self.rows_path.open("rb") as file:
+        start, rows = len(self._name(archive.source)) + 1, dict[str, Row]()
+        with self._rows_file.open("rb") as file:
             for offset in archive.offsets:
                 file.seek(offset)
                 row = json.loads(file.readline())

@@ -9,11 +9,12 @@ from idefics_cli.chat.commands.arguments import read_number, refuse_words
 from idefics_cli.chat.commands.completion import Candidate
 from idefics_cli.chat.commands.settings import read_pair
 from idefics_cli.chat.commands.slash_command import CommandContext, CommandResult
-from idefics_cli.chat.descriptions import shorten
+from idefics_cli.chat.descriptions import picture_name, shorten
 from idefics_cli.chat.dialogue import Chat
 from idefics_cli.chat.sampling_settings import SAMPLING_KEYS, with_settings
 from idefics_cli.config.settings import setting_table
 from idefics_cli.core.errors import UsageError
+from idefics_cli.core.text import or_list
 
 
 def undo_turn(context: CommandContext, words: str) -> CommandResult:
@@ -23,10 +24,16 @@ def undo_turn(context: CommandContext, words: str) -> CommandResult:
     chat = context.chat
     before = len(chat.turns.staged)
     lines = [f"took back: {shorten(chat.turns.undo().text)}"]
-    count = len(chat.turns.staged) - before
-    if count:
-        pictures = "its picture goes" if count == 1 else f"its {count} pictures go"
-        lines.append(f"{pictures} with your next text; `/images` lists, `/drop N` takes one out")
+    back = chat.turns.staged[: len(chat.turns.staged) - before]
+    if back:
+        first = len(chat.conversation.pictures) + 1
+        names = [
+            f"[{number}] {picture_name(staged.source, context.folder)}"
+            for number, staged in enumerate(back, first)
+        ]
+        go, drop = ("goes", f"{first}` takes it") if len(back) == 1 else ("go", "N` takes one")
+        lines.append(f"{or_list(names, 'and')} {go} with your next message")
+        lines.append(f"`/images` lists, `/drop {drop} out")
     return CommandResult(tuple(lines))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,8 +31,6 @@ from idefics_cli.core.units import counted
 from idefics_cli.models.families.spec import find_family
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from idefics_cli.caption.job import CaptionJob
     from idefics_cli.caption.output import CaptionOutput
     from idefics_cli.caption.requests.listing import RequestList
@@ -130,9 +129,13 @@ def _answer(
     banned: tuple[str, ...],
 ) -> int:
     """Answer the requests in *rows*, and return the exit code."""
+    from idefics_cli.caption.distinct_files import check_distinct
     from idefics_cli.caption.requests.run import RequestBatch
     from idefics_cli.caption.requests.shapes import Defaults
 
+    source = None if rows.path is None else Path(rows.path)
+    check_distinct({"the output": path, "the requests": source}, ())
+    _destination(invocation, RequestBatch(rows, Defaults()), path).check_place()
     target = _target(invocation)
     settings, spec = invocation.settings, target.spec
     defaults = Defaults(
@@ -145,12 +148,7 @@ def _answer(
     )
     asked = RequestBatch(rows, defaults)
     job = _job(invocation, asked, target)
-    destination = asked.output(
-        path,
-        spec.name or spec.repo,
-        existing="overwrite" if settings.overwrite else "error",
-        failures=output_path(settings.failures) if settings.failures else None,
-    )
+    destination = _destination(invocation, asked, path, spec.name or spec.repo)
     if settings.dry_run:
         _show_run(invocation, target, asked, job, destination)
         return EXIT_DONE
@@ -161,6 +159,18 @@ def _answer(
     code = run(invocation, spec, job, destination, asked.kind)
     _tell_other_models(invocation, asked)
     return code
+
+
+def _destination(
+    invocation: Invocation, asked: RequestBatch, path: Path | None, model: str = ""
+) -> CaptionOutput:
+    settings = invocation.settings
+    return asked.output(
+        path,
+        model,
+        existing="overwrite" if settings.overwrite else "error",
+        failures=output_path(settings.failures) if settings.failures else None,
+    )
 
 
 def _target(invocation: Invocation) -> CaptionTarget:
@@ -249,13 +259,12 @@ def _show_run(
         show_server(invocation, spec)
     else:
         console.report(render_plan(plan))
-    if len(todo.pictures) < len(job.pictures):
-        console.line(
-            f"left to answer: {len(todo.pictures)} of {counted(len(job.pictures), 'request')}"
-        )
+    left = len(todo.pictures) - bad
+    if left < len(job.pictures):
+        console.line(f"left to answer: {left} of {counted(len(job.pictures), 'request')}")
     if bad:
         console.line(f"{counted(bad, 'request')} would fail")
-    console.line(f"{counted(len(job.pictures), 'request')}, {job.batch_size} at a time")
+    console.line(f"{counted(left, 'request')}, {job.batch_size} at a time")
     _tell_other_models(invocation, asked)
 
 

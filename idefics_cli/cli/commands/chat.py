@@ -211,6 +211,8 @@ def _run(
     first = len(conversation.pictures) + len(talk.turns.staged) - len(pictures) + 1
     repl.show_attached(pictures, first)
     repl.run(draft=draft)
+    if invocation.settings.save and talk.conversation.turns:
+        console.note("`idefics chat -c` continues this chat")
 
 
 def _open_session(

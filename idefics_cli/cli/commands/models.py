@@ -13,6 +13,7 @@ from idefics_cli.cli.help.groups import HelpCommand, HelpGroup
 from idefics_cli.cli.invocation import Invocation, begin_command
 from idefics_cli.cli.model_choice import find_facts, with_base_model
 from idefics_cli.core.errors import ModelError, PlanError, UsageError
+from idefics_cli.core.files import check_new_folder
 from idefics_cli.core.paths import display_path, quantized_folder, verdict_folder
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.core.units import format_parameters, format_size
@@ -148,13 +149,14 @@ def merge(
 
     `-m` takes the folder, and so does transformers.
     """
+    invocation = begin_command(context)
+    folder = invocation.settings.output
+    if not folder:
+        raise UsageError("a folder for the model is missing", hint="`-o FOLDER`")
+    check_new_folder(Path(folder))
     from idefics_cli.models.loading.merging import write_merged
     from idefics_cli.models.planning.trained import unfinished
 
-    invocation = begin_command(context)
-    folder = invocation.settings.output
-    if folder is None:
-        raise UsageError("a folder for the model is missing", hint="`-o FOLDER`")
     chosen = _with_adapter(invocation, adapter)
     facts = find_facts(chosen)
     if facts.adapter is None:

@@ -117,7 +117,7 @@ def export(
     quiet: options.Quiet = None,
 ) -> None:
     """Write a session with its pictures as one file: Markdown, JSON, or a page for a browser."""
-    from idefics_cli.chat.export import FORMATS, format_of, write_export
+    from idefics_cli.chat.export import FORMATS, exported, format_of, write_export
 
     invocation = begin_command(context)
     kind = export_format or (format_of(destination) if destination else None) or "md"
@@ -132,10 +132,13 @@ def export(
             hint=f"`-o chat.{kind}` writes it; `idefics sessions show {key}` prints the chat",
         )
     if destination is None or str(destination) == "-":
-        invocation.console.data(FORMATS[kind](conversation))
+        invocation.console.data(exported(conversation, kind))
         return
     if destination.exists() and destination.is_file() and not replace:
-        raise UsageError(f"`{destination}` already exists", hint="`--overwrite` replaces it")
+        raise UsageError(
+            f"`{destination}` exists already",
+            hint="`--overwrite` replaces it; or name another file",
+        )
     write_export(conversation, kind, destination, overwrite=True)
     invocation.console.note(f"session {info.id} is in `{destination}`")
 

@@ -92,6 +92,16 @@ def find_facts(name: str, *, revision: str | None = None, offline: bool = False)
     return _facts_of_hub(name, revision, offline=offline)
 
 
+def check_name(name: str) -> None:
+    """Check that *name* can be that of a model: an alias, a folder, or a Hub id.
+
+    Raises:
+        ModelError: If it is none of them. The message says what *name* seems to be.
+    """
+    if find_model(name) is None and local_folder(name) is None:
+        _check_name(name)
+
+
 def find_folder(name: str, revision: str | None = None) -> Path | None:
     """Return the folder of the model *name* if its files are complete here, without the network.
 

@@ -182,7 +182,7 @@ _SPECS = (
         shape=_SMOLVLM_2B,
         stored="bfloat16",
         context=16_384,
-        summary="the best for 8 GB of memory",
+        summary="the best of the small ones",
     ),
     _smolvlm(
         "smolvlm2-256m",

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from idefics_cli.core.adapters import LoraAdapter
 from idefics_cli.core.errors import ModelError
+from idefics_cli.core.files import check_new_folder
 from idefics_cli.core.paths import display_path, free_bytes
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.core.units import format_size
@@ -42,13 +43,13 @@ def write_merged(spec: LoadSpec, source: Path, target: Path, *, report: Progress
 
     Raises:
         ValueError: If *spec* has no adapter.
-        ModelError: If *target* is in use, the weights are quantized, the adapter does not fit, or
-            the folder cannot be written.
+        UsageError: If *target* is in use, or takes no files.
+        ModelError: If the weights are quantized, the adapter does not fit, or the folder cannot be
+            written.
     """
     if spec.adapter is None:
         raise ValueError("there is no adapter to merge")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ModelError(f"`{target}` exists already", hint="name a new folder with `-o`")
+    check_new_folder(target)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -101,6 +101,17 @@ def find_reader(data: Path, options: ReadOptions) -> Reader:
     raise InputError(nothing, hint=hint)
 
 
+def check_has_rows(data: Path, options: ReadOptions) -> None:
+    """Check that *data* has a row, or part of one; `read_rows` would find it.
+
+    Raises:
+        InputError: If there is none, or it cannot be read.
+        UsageError: If it has an unknown shape.
+    """
+    if next(read_rows(data, options), None) is None:
+        raise InputError(f"`{data}` has no rows to train on")
+
+
 def read_rows(data: Path, options: ReadOptions) -> Iterator[RowResult]:
     """Yield the rows of *data*, one at a time.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from idefics_cli.core.append_log import AppendLog, read_lines
 from idefics_cli.core.closing import Closing
 from idefics_cli.core.errors import IdeficsError, UsageError
-from idefics_cli.core.files import cannot_write, remove_unfinished, write_whole
+from idefics_cli.core.files import cannot_write, check_folder, remove_unfinished, write_whole
 from idefics_cli.core.json_text import parse_json
 from idefics_cli.core.paths import display_path
 from idefics_cli.models.hub.adapters import CONFIG, RECORD, REPLAY, WEIGHTS
@@ -23,6 +23,22 @@ if TYPE_CHECKING:
 LOG, CARD, PLOT, SAMPLES = "training.jsonl", "README.md", "loss.svg", "samples.html"
 _STATE = "state"
 _RUN = "run"
+
+
+def check_folder_of_run(path: Path) -> None:
+    """Check that a run can write to the folder *path*: a new or empty one, or that of a run.
+
+    Raises:
+        UsageError: If it holds something else, or takes no files.
+        IdeficsError: If the disk is full or fails.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{display_path(path)} is not a folder", hint="name a folder: `-o`")
+    check_folder(path)
+    if path.exists() and any(path.iterdir()) and not (path / LOG).is_file():
+        raise UsageError(
+            f"{display_path(path)} holds other files", hint="name a new folder with `-o`"
+        )
 
 
 class OutputFolder(Closing):
@@ -39,7 +55,7 @@ class OutputFolder(Closing):
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         self.path = path
-        self._check()
+        check_folder_of_run(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._log = AppendLog(path / LOG, creates=True, is_locked=True, is_synced=False)
@@ -154,18 +170,6 @@ class OutputFolder(Closing):
     def close(self) -> None:
         """Let other processes write to the folder; idempotent."""
         self._log.close()
-
-    def _check(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(
-                f"{display_path(self.path)} is not a folder", hint="name a folder: `-o`"
-            )
-        if not self.path.exists() or not any(self.path.iterdir()):
-            return
-        if not (self.path / LOG).is_file():
-            raise UsageError(
-                f"{display_path(self.path)} holds other files", hint="name a new folder with `-o`"
-            )
 
     def _clear(self) -> None:
         """Remove what an earlier run wrote; other files stay."""

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from idefics_cli.core.errors import ModelError
+from idefics_cli.core.errors import ModelError, UsageError
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.models.hub.adapters import CONFIG, WEIGHTS, find_adapter
@@ -255,7 +255,7 @@ def test_a_folder_in_use_and_quantized_weights_are_not_merged_into(
     folder = checkpoint("idefics2")
     train(library_model(folder), tmp_path / "a")
     spec = replace(spec_of(folder), adapter=find_adapter(str(tmp_path / "a")))
-    with pytest.raises(ModelError, match="exists already"):
+    with pytest.raises(UsageError, match="exists already"):
         write_merged(spec, folder, tmp_path, report=lambda phase, share: None)
     quantized = tmp_path / "quantized"
     shutil.copytree(folder, quantized)

@@ -23,7 +23,7 @@ CAPTIONING = (
         DEEPER, kind="missing"),
     Call("caption -", UsageError, "`-` needs a picture on stdin", "`idefics caption - <PICTURE`"),
     Call("caption good.png -m demo -o old.tsv", UsageError, "`old.tsv` exists already",
-        "`--overwrite` replaces it"),
+        "`--overwrite` replaces it, ..."),
     Call("caption good.png -m demo -o vacant", UsageError, "cannot write `vacant`: it is a folder",
         "name a file in it, or take `-f txt` for one file per picture"),
     Call("caption good.png -m demo -o nosuch/o.tsv", UsageError,

@@ -11,7 +11,7 @@ from typing import get_args
 
 from idefics_cli.bench.serving.packages import SERVER_PACKAGES
 from idefics_cli.core.errors import InputError, UsageError
-from idefics_cli.core.files import check_place
+from idefics_cli.core.files import check_folder, check_place
 from idefics_cli.core.types import Quantization
 
 WITHOUT_MODEL = frozenset({"scale"})
@@ -133,13 +133,19 @@ def parse_weights(
         return None
     if has_model:
         raise UsageError("--shape and --model exclude each other", hint="leave one of them out")
-    if folder == "":
-        raise UsageError("the name of the folder for the weights is empty")
     if shape not in SHAPES:
         raise UsageError(f"no shape `{shape}` is known", hint=_guess(shape, SHAPES))
+    if folder is not None:
+        _check_weights_folder(folder)
     return RandomWeights(
         shape, _number("--layers", layers), _number("--vision-layers", vision_layers), folder
     )
+
+
+def _check_weights_folder(name: str) -> None:
+    if not name:
+        raise UsageError("the name of the folder for the weights is empty")
+    check_folder(Path(name))
 
 
 def check_outputs(*paths: str | None) -> None:

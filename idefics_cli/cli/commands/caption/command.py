@@ -126,6 +126,7 @@ def caption(
         show_job(invocation, context, given, destination, print_job)
         return
     chosen = find_shard(invocation, given, destination)
+    (destination.of_shard(chosen.shard) if chosen else destination).check_place()
     if warm := warm_up(invocation):
         context.call_on_close(warm.close)
     questions = given.questions(invocation)

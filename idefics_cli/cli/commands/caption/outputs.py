@@ -67,7 +67,6 @@ def _format(invocation: Invocation, path: Path | None) -> tuple[str, SinkFormat]
 
 def _embedding(invocation: Invocation) -> tuple[str, SinkFormat]:
     from idefics_cli.caption.sinks import EMBEDDING
-    from idefics_cli.caption.sinks.exiftool import find_exiftool
 
     settings, origins = invocation.settings, invocation.resolved.origins
     is_flag = settings.format is not None and origins["format"].source == "flag"
@@ -76,7 +75,6 @@ def _embedding(invocation: Invocation) -> tuple[str, SinkFormat]:
             f"--embed and {'--format' if is_flag else '--output'} exclude each other",
             hint="`--embed` writes captions into the pictures, and nowhere else",
         )
-    find_exiftool()
     return "embed", EMBEDDING
 
 

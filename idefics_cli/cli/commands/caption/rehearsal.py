@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from idefics_cli.cli.answer import show_server
@@ -11,6 +12,7 @@ from idefics_cli.core.units import counted, format_duration
 from idefics_cli.models.families.abilities import takes_videos
 
 if TYPE_CHECKING:
+    from idefics_cli.caption.item import CaptionItem
     from idefics_cli.caption.job import CaptionJob
     from idefics_cli.caption.output import CaptionOutput
     from idefics_cli.caption.resume.todo import Todo
@@ -38,10 +40,10 @@ def show_run(
     console, spec = invocation.console, target.spec
     retry_failed = invocation.settings.retry_failed
     todo = left_to_do(job, output, spec, retry_failed=retry_failed)
-    bad = _report_unreadable(invocation, todo, takes_videos=takes_videos(spec))
-    left = len(todo.pictures)
+    readable = _readable(invocation, todo, takes_videos=takes_videos(spec))
+    left, bad = len(readable), len(todo.pictures) - len(readable)
     count = max(1, min(left, len(workers.names))) if workers else 1
-    seconds = _seconds(invocation, target, job, todo, count)
+    seconds = _seconds(invocation, target, replace(job, pictures=readable), count)
     if invocation.settings.json:
         run = {"pictures": len(job.pictures), "left": left, "unreadable": bad}
         times = {"batch_size": job.batch_size, "seconds": seconds}
@@ -51,24 +53,24 @@ def show_run(
         if left < len(job.pictures):
             console.line(f"left to caption: {left} of {counted(len(job.pictures), 'picture')}")
         if bad:
-            console.line(f"{bad} cannot be read")
+            console.line(f"{counted(bad, 'picture')} cannot be read")
         if seconds is not None:
             console.line(_estimate(seconds, left, count))
-        _show_job(invocation, job)
+        _show_job(invocation, replace(job, pictures=readable))
     if workers:
         console.note(workers.described)
 
 
-def _report_unreadable(invocation: Invocation, todo: Todo, *, takes_videos: bool) -> int:
-    """Print an error for each picture whose header cannot be read; return their number."""
+def _readable(invocation: Invocation, todo: Todo, *, takes_videos: bool) -> tuple[CaptionItem, ...]:
+    """Return the pictures of *todo* whose headers can be read; print an error for each other."""
     from idefics_cli.caption.rehearsal import unreadable
 
-    limits, count = image_limits(invocation.settings), 0
+    limits, bad = image_limits(invocation.settings), set()
     with invocation.console.status("checking the pictures"):
-        for error in unreadable(todo.pictures, limits, takes_videos=takes_videos):
+        for item, error in unreadable(todo.pictures, limits, takes_videos=takes_videos):
             invocation.console.error(error)
-            count += 1
-    return count
+            bad.add(item.key)
+    return tuple(item for item in todo.pictures if item.key not in bad)
 
 
 def _show_job(invocation: Invocation, job: CaptionJob) -> None:
@@ -94,29 +96,26 @@ def _described(target: CaptionTarget) -> dict[str, object]:
 
 
 def _seconds(
-    invocation: Invocation, target: CaptionTarget, job: CaptionJob, todo: Todo, workers: int
+    invocation: Invocation, target: CaptionTarget, job: CaptionJob, workers: int
 ) -> float | None:
-    """Return how long the pictures of *todo* would take; None if the model is not on this machine.
+    """Return how long the pictures of *job* would take; None if the model is not on this machine.
 
     One process measures a picture. *workers* divide the time, because each has a device or cores
     of its own.
 
     Nodes of a cluster have another speed than this machine.
     """
-    from dataclasses import replace
-
     from idefics_cli.caption.rehearsal import seconds_per_picture
 
     is_missing = target.plan is not None and target.plan.facts.folder is None
-    if is_missing or not todo.pictures or invocation.settings.ray is not None:
+    if is_missing or not job.pictures or invocation.settings.ray is not None:
         return None
-    job = replace(job, pictures=todo.pictures)
     spec, services = target.spec, invocation.services
     with invocation.console.status(f"loading {spec.name or spec.repo}") as progress:
         each = seconds_per_picture(
             job, services.make_factory(spec), clock=services.clock, progress=progress
         )
-    return None if each is None else each * len(todo.pictures) / workers
+    return None if each is None else each * len(job.pictures) / workers
 
 
 def _estimate(seconds: float, left: int, workers: int) -> str:

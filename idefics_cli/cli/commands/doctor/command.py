@@ -14,10 +14,11 @@ from idefics_cli.cli import options
 from idefics_cli.cli.commands.doctor.check import check_machine
 from idefics_cli.cli.commands.doctor.server import check_server
 from idefics_cli.cli.invocation import Invocation, begin_command
-from idefics_cli.cli.model_choice import plan_for
+from idefics_cli.cli.model_choice import plan_for, with_base_model
 from idefics_cli.core.errors import EXIT_DONE, EXIT_FAILURE, IdeficsError, ModelError, PlanError
 from idefics_cli.core.paths import verdict_folder
 from idefics_cli.core.units import format_size
+from idefics_cli.models.hub.facts import check_name
 
 if TYPE_CHECKING:
     from idefics_cli.models.planning.plan import Machine, Plan
@@ -66,6 +67,8 @@ def doctor(
     invocation = begin_command(context)
     if invocation.settings.server is not None and not check:
         raise typer.Exit(check_server(invocation))
+    # A misspelt name is an error like that of any command, and not a property of this machine.
+    check_name(with_base_model(invocation).settings.model)
     machine = _machine(invocation)
     if check:
         raise typer.Exit(check_machine(invocation, machine))

@@ -89,6 +89,32 @@ class TuneData:
         return sum(len(example.tokens.token_ids) for example in self.train)
 
 
+def check_data(choices: DataChoices) -> None:
+    """Check that the data has rows of a known shape, without the model and its libraries.
+
+    Raises:
+        InputError: If it is missing, cannot be read, or has no rows.
+        UsageError: If it has an unknown shape.
+    """
+    from idefics_cli.training.data.options import ReadOptions
+    from idefics_cli.training.data.read import check_has_rows
+
+    options = ReadOptions(
+        "",
+        lambda text, key, pictures: text,
+        mode="chat",
+        picture=choices.picture,
+        question=choices.question,
+        answer=choices.answer,
+        images=Path(choices.images) if choices.images else None,
+        lines=choices.lines,
+        learn=choices.learn,
+    )
+    check_has_rows(Path(choices.data), options)
+    if isinstance(choices.validation, Path):
+        check_has_rows(choices.validation, options)
+
+
 @contextmanager
 def prepared_data(
     invocation: Invocation,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from idefics_cli import __version__
-from idefics_cli.cli.commands.tune.data import DataChoices, prepared_data
+from idefics_cli.cli.commands.tune.data import DataChoices, check_data, prepared_data
 from idefics_cli.cli.commands.tune.rehearsal import rehearse
 from idefics_cli.cli.commands.tune.skills import other_requests, replayed_rows
 from idefics_cli.cli.commands.tune.work import TuneWork, load_model, make_answer, make_run
@@ -24,10 +24,15 @@ from idefics_cli.core.errors import (
 from idefics_cli.core.paths import display_path
 from idefics_cli.core.units import counted
 from idefics_cli.models.hub.adapters import config_digest
-from idefics_cli.training.data.read import check_exists
 from idefics_cli.training.tuning.card import CardFacts, card, license_in
 from idefics_cli.training.tuning.job import TuneChoices, make_job, settings_of
-from idefics_cli.training.tuning.output import CARD, PLOT, SAMPLES, OutputFolder
+from idefics_cli.training.tuning.output import (
+    CARD,
+    PLOT,
+    SAMPLES,
+    OutputFolder,
+    check_folder_of_run,
+)
 from idefics_cli.ui.views.tuning import (
     TuneProgress,
     tell_data,
@@ -53,8 +58,10 @@ def tune_model(
     plots: bool,
 ) -> int:
     """Train the chosen model on the chosen data, and return the exit code."""
-    # This check comes before all that imports torch.
-    check_exists(Path(chosen.data))
+    # These checks come before all that imports torch.
+    check_data(chosen)
+    if not invocation.settings.dry_run:
+        check_folder_of_run(folder)
     try:
         return _tune(invocation, chosen, choices, folder, plots=plots)
     except KeyboardInterrupt:
