@@ -413,7 +413,7 @@ complete -c idefics -n '__idefics_at bench' -l revision -x -d 'Branch, tag or co
 complete -c idefics -n '__idefics_at bench' -l device -x -a "auto\t'' cpu\t'' mps\t'' cuda\t''" -d 'Where the model runs: auto, cpu, mps, cuda or cuda:N. (default: auto)'
 complete -c idefics -n '__idefics_at bench' -l dtype -x -a "auto\t'' bfloat16\t'' float16\t'' float32\t''" -d 'Number format of the weights: auto, bfloat16, float16 or float32. (default: auto)'
 complete -c idefics -n '__idefics_at bench' -l quantization -x -a "auto\t'' none\t'' 8bit\t'' 4bit\t''" -d 'Compress the weights to save memory: auto, none, 8bit or 4bit. (default: auto)'
-complete -c idefics -n '__idefics_at bench' -l plain-quantization -x -d 'Quantization of plain transformers, if it differs: none, 8bit or 4bit'
+complete -c idefics -n '__idefics_at bench' -l plain-quantization -x -d 'Quantization of plain transformers, if idefics has another: none, 8bit or 4bit'
 complete -c idefics -n '__idefics_at bench' -l attention -l attn-implementation -x -a "auto\t'' flash_attention_2\t'' flash_attention_3\t'' flash_attention_4\t'' sdpa\t'' eager\t''" -d 'Attention implementation: auto, flash_attention_2, flash_attention_3, flash_attention_4, sdpa or eager. (default: auto)'
 complete -c idefics -n '__idefics_at bench' -l splitting -l no-splitting -d 'Cut large pictures into tiles, for more detail at a higher cost. (default: as the model was trained)'
 complete -c idefics -n '__idefics_at bench' -l longest-edge -x -d 'Scale pictures to this many pixels on the longer side (some models only shrink). (default: as the model was trained)'

@@ -249,19 +249,21 @@ def test_a_completion_holds_no_banned_words(
     assert prepared.request.banned == tuple(words)
 
 
-# The table in README.
+# The table of `.github/model-documentation.md`.
+
+TABLE = ROOT / ".github" / "model-documentation.md"
 
 
 def documented(row: str) -> list[list[str]]:
     """Return the arguments of the commands in a row of the table."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = TABLE.read_text(encoding="utf-8")
     (line,) = re.findall(rf"^\| {re.escape(row)}[^|]* \| (.*) \|$", text, re.MULTILINE)
     return [shlex.split(command)[1:] for command in re.findall("`(idefics [^`]*)`", line)]
 
 
-def requests_in_readme() -> list[str]:
+def documented_requests() -> list[str]:
     """Return the rows of `turns.jsonl` and `two.jsonl`."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = TABLE.read_text(encoding="utf-8")
     block = text.partition("```json\n")[2].partition("```")[0]
     return block.splitlines()
 
@@ -271,7 +273,7 @@ def here(photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The folder of the files that the table names."""
     for name, path in zip("abc", photos, strict=True):
         Path(path).rename(tmp_path / f"{name}.png")
-    first, *others = requests_in_readme()
+    first, *others = documented_requests()
     (tmp_path / "turns.jsonl").write_text(f"{first}\n", encoding="utf-8")
     (tmp_path / "two.jsonl").write_text("".join(f"{row}\n" for row in others), encoding="utf-8")
     monkeypatch.chdir(tmp_path)

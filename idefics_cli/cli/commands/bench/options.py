@@ -104,7 +104,7 @@ PlainQuantization = Annotated[
     str | None,
     typer.Option(
         metavar="METHOD",
-        help="Quantization of plain transformers, if it differs: none, 8bit or 4bit.",
+        help="Quantization of plain transformers, if idefics has another: none, 8bit or 4bit.",
         rich_help_panel=options.MODEL_PANEL,
     ),
 ]
