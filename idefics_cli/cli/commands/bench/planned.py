@@ -86,9 +86,8 @@ def _random_weights(
     from idefics_cli.core.units import format_parameters
 
     settings = invocation.settings
-    # The weights get the dtype that a plan chooses for a small model, which is the fastest dtype on
-    # this machine. The plan of a large model could choose 4 bit, but in a benchmark only the user
-    # chooses the quantization.
+    # The dtype is that of a small model: float32, unless the user chose another. The plan of a
+    # large model could be 4 bit, but in a benchmark only the user chooses the quantization.
     small = plan_for(
         _with(
             invocation, model="demo", quantization="none", adapter=None,
@@ -100,7 +99,8 @@ def _random_weights(
         count = make(
             folder,
             SHAPES[weights.shape],
-            dtype=small.dtype,
+            # As in most checkpoints, the numbers are those of bfloat16.
+            dtype="bfloat16" if small.dtype == "float32" else small.dtype,
             layers=weights.layers,
             vision_layers=weights.vision_layers,
         )
