@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from idefics_cli.core.types import Sampling
 from idefics_cli.engine.local.decode import sampling as sampling_module
@@ -83,8 +84,8 @@ def test_rows_that_are_drawn_together_get_the_tokens_of_rows_alone(has_ties: boo
             draw_token(row_scores, row) for row_scores, row in zip(scores, alone, strict=True)
         ]
         assert ids.tolist() == wanted
-        for row in together:
-            row.noise = None
+        for row in (*together, *alone):
+            row.draw = None
 
 
 def test_a_drawn_token_that_is_not_appended_is_drawn_again() -> None:
@@ -133,6 +134,33 @@ def test_an_error_before_the_drawn_tokens_are_read_changes_none(
     assert calls > 40
 
 
+def draws(scores: Tensor, sampling: Sampling, count: int) -> Iterator[int]:
+    """Draw *count* tokens from the same scores."""
+    row = BatchRow(sampling, prompt=[], limit=9)
+    for _ in range(count):
+        yield draw_token(scores, row)
+        row.draw = None
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    probabilities = torch.tensor([0.0, 0.5, 0.0, 0.2, 0.3, 0.0])
+    drawn = torch.zeros(6)
+    for token in draws(probabilities.log(), Sampling(temperature=1.0, seed=0), 20_000):
+        drawn[token] += 1
+    # Four standard deviations of a share of one half.
+    assert (drawn / 20_000 - probabilities).abs().max() < 4 * (0.25 / 20_000) ** 0.5
+    assert not drawn[probabilities == 0].any()
+
+
+@pytest.mark.parametrize("draw", [0.0, 1 - 2.0**-53])
+def test_the_extreme_draws_choose_tokens_that_are_possible(draw: float) -> None:
+    scores = torch.full((49_280,), -torch.inf)
+    scores[1_000:40_000] = torch.randn(39_000, generator=torch.Generator().manual_seed(0))
+    row = BatchRow(Sampling(temperature=1.0, seed=0), prompt=[], limit=9)
+    row.draw = torch.tensor(draw, dtype=torch.float64)
+    assert draw_token(scores, row) == (1_000 if draw == 0.0 else 39_999)
+
+
 def test_repetition_penalty_equals_the_librarys(engine: LocalEngine) -> None:
     loaded = engine.loaded
     prepared = ask(sampling=replace(GREEDY, repetition_penalty=1.3))
@@ -156,8 +184,7 @@ def test_top_k_and_top_p_leave_only_the_likeliest_tokens() -> None:
 
     def drawn(*, top_k: int = 0, top_p: float = 1.0) -> set[int]:
         sampling = Sampling(temperature=1.0, seed=0, top_k=top_k, top_p=top_p)
-        row = BatchRow(sampling, prompt=[], limit=9)
-        return {draw_token(scores, row) for _ in range(400)}
+        return set(draws(scores, sampling, 400))
 
     # Probabilities: 0.636, 0.234, 0.086, 0.032, 0.012.
     assert drawn(top_k=2) == {0, 1}

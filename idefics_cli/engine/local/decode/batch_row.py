@@ -48,8 +48,8 @@ class BatchRow:
         tokens: Ids generated so far.
         finish: Why the reply ended; None while it goes on.
         generator: Source of randomness; None for greedy decoding.
-        noise: Random numbers (V,) with which `draw_tokens` draws the next token. They stay until
-            that token is appended; None if they are not drawn yet.
+        draw: Random number () from 0 to below 1, on the CPU, that chooses the next token. It stays
+            until that token is appended; None if it is not drawn yet.
         guide: Says which tokens may follow; None allows all that are not banned.
         bans: Ids of the words that the reply must not hold, each of one token or more.
         stops: Finds the texts that end the reply; None if there are none.
@@ -65,7 +65,7 @@ class BatchRow:
     tokens: list[int] = field(default_factory=list)
     finish: Finish | None = None
     generator: torch.Generator | None = None
-    noise: Tensor | None = None
+    draw: Tensor | None = None
     guide: Guide | None = None
     bans: Sequence[Sequence[int]] = ()
     stops: Detokenizer | None = None
@@ -104,7 +104,7 @@ class BatchRow:
         if self.guide is not None:
             self.guide.accept(token)
         self.tokens.append(token)
-        self.noise = None
+        self.draw = None
         if (
             token in self.stop_ids
             or (self.guide is not None and self.guide.is_over)
