@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from idefics_cli.core.errors import ModelError
@@ -196,12 +196,12 @@ def _load_kept(folder: Path, source: Source) -> Model | None:
 
 
 def _save(model: Model, folder: Path, source: Source) -> None:
-    if source.kernels.quantizes:
-        layers = KeptLayers(cast("nn.Module", model))
-        quantized_store.save_weights(layers, folder, source.spec, needed_bytes=layers.size_bytes)
-        return
-    files = _SmallFiles(model)
-    quantized_store.save_weights(files, folder, source.spec, needed_bytes=files.size_bytes)
+    layers = KeptLayers(cast("nn.Module", model)) if source.kernels.quantizes else None
+    files = layers or _SmallFiles(model)
+    try:
+        quantized_store.save_weights(files, folder, source.spec, needed_bytes=files.size_bytes)
+    except SafetensorError as error:  # what safetensors raises for a full disk is no OSError
+        raise ModelError(f"cannot store quantized weights in `{folder.parent}`: {error}") from error
 
 
 class _SmallFiles:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from idefics_cli.cli.services import Services
@@ -18,6 +18,7 @@ from idefics_cli.core.types import LoadSpec
 from idefics_cli.models.hub.facts import demo_folder
 from idefics_cli.models.kernels.linear import QuantizedLinear
 from idefics_cli.models.loading import quantized_store
+from idefics_cli.models.loading.layers import KeptLayers
 from idefics_cli.models.loading.loader import keep_quantized, load
 from tests.support import machines
 from tests.support.commands import run
@@ -189,6 +190,25 @@ def test_a_failed_write_leaves_nothing_behind(spec: LoadSpec, tmp_path: Path) ->
     with pytest.raises(ModelError, match="no room"):
         quantized_store.save_weights(Broken(), place, spec, needed_bytes=2**60)
     assert not list((tmp_path / "kept").iterdir())
+
+
+def test_a_disk_that_fills_up_is_no_error_when_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(layers: KeptLayers, save_directory: Path) -> None:
+        save_directory.mkdir(parents=True)
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(KeptLayers, "save_pretrained", full)
+    root = tmp_path / "kept"
+    spec = with_kernels(
+        LoadSpec(repo="demo", family="idefics2", quantization="8bit", quantized_folder=str(root))
+    )
+    load_all(spec)
+    assert "the next start quantizes again: cannot store quantized weights in" in caplog.text
+    with pytest.raises(ModelError, match="No space left"):
+        keep_quantized(spec)
+    assert not list(root.iterdir())
 
 
 def test_what_a_crash_left_is_swept_after_a_day(spec: LoadSpec, tmp_path: Path) -> None:
