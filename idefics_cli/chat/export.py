@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -135,12 +136,13 @@ def write_export(
         UsageError: If *path* exists and *overwrite* is off, is a folder, or is in no folder.
         IdeficsError: If the file cannot be written.
     """
-    if path.exists() and not path.is_dir() and not overwrite:
+    # `Path.exists` raises an error for a name that is too long.
+    if os.path.exists(path) and not os.path.isdir(path) and not overwrite:
         raise UsageError(f"`{path}` exists already", hint="choose another name, or remove it first")
     check_place(path)
     data = exported(conversation, kind).encode("utf-8", "replace")
     try:
-        if path.exists() and not path.is_file():  # a device or a pipe
+        if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe
             path.write_bytes(data)
         else:
             write_whole(path, data, private=True)

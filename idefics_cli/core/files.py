@@ -175,12 +175,15 @@ def check_place(path: Path) -> None:
     """Check that *path* can be written: a new file, or one that can be replaced.
 
     Raises:
-        UsageError: If it is a folder or read-only, or its folder is missing or takes no files.
+        UsageError: If it is a folder, read-only or a link to nothing, or its folder is missing or
+            takes no files.
         IdeficsError: If the disk is full or fails.
     """
     if os.path.isdir(path):
         raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
     check_folder_of(path)
+    if os.path.islink(path) and not os.path.exists(path):
+        raise UsageError(f"cannot write `{path}`: it is a link to a file that is missing")
     if os.path.exists(path) and not os.access(path, os.W_OK):
         raise UsageError(f"cannot write `{path}`: permission denied")
 
@@ -215,7 +218,8 @@ def check_folder(path: Path) -> None:
         IdeficsError: If the disk is full or fails.
     """
     folder = path
-    while not os.path.exists(folder) and folder != folder.parent:
+    # A link to nothing is not passed over: no folder can be made in its place.
+    while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     if not os.path.isdir(folder):
         raise UsageError(
@@ -241,6 +245,8 @@ def _check_takes_files(folder: Path, path: Path) -> None:
     # A trial, because `os.access` tells the superuser that every folder takes files.
     trial = unfinished_path(folder / path.name)
     try:
+        with suppress(FileNotFoundError):
+            os.lstat(path)  # a name that is too long is an error, though no file has it
         os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         os.unlink(trial)
     except OSError as error:

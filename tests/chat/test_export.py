@@ -210,6 +210,8 @@ def test_a_file_that_cannot_be_written_is_an_error(
     with pytest.raises(IdeficsError, match=r"no folder `.*none`") as caught:
         write_export(conversation, "md", tmp_path / "none" / "a.md")
     assert caught.value.hint == "make the folder first"
+    with pytest.raises(UsageError, match="too long"):
+        write_export(conversation, "md", tmp_path / ("x" * 300))
 
 
 @pytest.mark.parametrize(

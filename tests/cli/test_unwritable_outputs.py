@@ -79,6 +79,25 @@ def test_an_output_in_a_folder_that_is_missing_is_refused(
     assert err.endswith("no folder `gone`\nhint: make the folder first\n")
 
 
+@pytest.mark.parametrize("line", [each for each in (*FILES, *FOLDERS) if "--shard" not in each])
+def test_a_link_to_nothing_is_refused(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = next(word for word in line.split() if word.startswith("PLACE/"))[len("PLACE/") :]
+    (tmp_path / place).symlink_to("gone")
+    err = _run(line.replace("PLACE/", ""), tmp_path, monkeypatch)
+    assert err.startswith("error: cannot write ")
+
+
+@pytest.mark.parametrize("line", [*FILES, *FOLDERS])
+def test_a_name_that_is_too_long_is_refused(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    err = _run(line.replace("PLACE/", "x" * 300), tmp_path, monkeypatch)
+    assert err.startswith("error: cannot write ")
+    assert "too long" in err
+
+
 @pytest.mark.skipif(NO_FILES is None, reason="needs the folder /proc of Linux")
 @pytest.mark.parametrize("line", [*FILES, *FOLDERS])
 def test_an_output_in_a_folder_that_takes_no_files_is_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ def check_folder_of_run(path: Path) -> None:
         UsageError: If it holds something else, or takes no files.
         IdeficsError: If the disk is full or fails.
     """
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise UsageError(f"{display_path(path)} is not a folder", hint="name a folder: `-o`")
     check_folder(path)
     if path.exists() and any(path.iterdir()) and not (path / LOG).is_file():
