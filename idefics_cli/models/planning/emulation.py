@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.hub.facts import ModelFacts
-from idefics_cli.models.planning.kernels import packs_float32
+from idefics_cli.models.planning.kernels import packs_weights
 from idefics_cli.models.planning.placement import Placement
 from idefics_cli.models.planning.speeds import describe_bfloat16, is_slow_in_bfloat16
 from idefics_cli.models.planning.verdicts import Fault
@@ -18,7 +18,7 @@ def explain_float32(
 ) -> str:
     """Return why *option*, on a CPU, is in float32; *left_out* is what computes wrongly there."""
     wrong = [fault.kernel for fault in left_out if fault.kernel is not None]
-    if packs_float32(option, facts, machine, left_out=wrong):
+    if packs_weights(option, facts, machine, left_out=wrong):
         return "the most exact, and as fast as bfloat16: most weights take 12 bits"
     return f"the most exact; in bfloat16, {describe_bfloat16(machine)}"
 
@@ -28,7 +28,7 @@ def find_emulation(option: Placement, facts: ModelFacts, machine: Machine) -> st
     if option.dtype != "bfloat16":
         return None
     if option.device == "cpu" and not machine.cpu_bf16 and is_slow_in_bfloat16(machine):
-        if packs_float32(replace(option, dtype="float32"), facts, machine):
+        if packs_weights(replace(option, dtype="float32"), facts, machine):
             return "this processor lacks bfloat16: float32 is more exact, and as fast"
         return f"this processor lacks bfloat16: {describe_bfloat16(machine)}"
     if not all(gpu.has_native_bf16 for gpu in option.gpus):

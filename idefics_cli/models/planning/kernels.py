@@ -13,6 +13,8 @@ from idefics_cli.models.planning.decoding import graphs_problem, step_problem
 from idefics_cli.models.planning.placement import Placement
 from idefics_cli.models.planning.quantization import is_own
 
+_IN_12_BITS = ("bf16_12bit", "float32_12bit")
+
 
 def choose_kernels(
     spec: LoadSpec,
@@ -56,10 +58,10 @@ def choose_kernels(
     )
 
 
-def packs_float32(
+def packs_weights(
     option: Placement, facts: ModelFacts, machine: Machine, *, left_out: Collection[str] = ()
 ) -> bool:
-    """Whether the weights of the text model of *option*, in float32, are kept in 12 bits.
+    """Whether the weights of the text model of *option* are kept in 12 bits from the start.
 
     Args:
         option: A way to run the model.
@@ -67,12 +69,14 @@ def packs_float32(
         machine: Where the model runs.
         left_out: Kernels that compute wrongly there.
     """
-    is_plain = (option.device, option.dtype, option.quantization) == ("cpu", "float32", "none")
-    # An adapter changes the weights, which are then no bfloat16 numbers.
-    if not is_plain or facts.files_dtype != "bfloat16" or facts.adapter is not None:
+    if (option.device, option.quantization) != ("cpu", "none") or option.dtype == "float16":
         return False
-    names = _Usable(KERNELS, machine, "cpu").names("text", "float32")
-    return any(name not in left_out for name in names)
+    # Files in another dtype are converted as a whole first. An adapter changes the weights, which
+    # are then no bfloat16 numbers, or are changed in 16 bits first.
+    if facts.files_dtype != "bfloat16" or facts.adapter is not None:
+        return False
+    names = _Usable(KERNELS, machine, "cpu").names("text", option.dtype)
+    return next((name for name in names if name not in left_out), None) in _IN_12_BITS
 
 
 def _on_gpu(spec: LoadSpec, table: _Usable) -> KernelChoice:

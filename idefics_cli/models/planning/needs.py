@@ -11,7 +11,7 @@ from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.spec import find_family
 from idefics_cli.models.hub.facts import ModelFacts
 from idefics_cli.models.planning.attention import FLASH
-from idefics_cli.models.planning.kernels import packs_float32
+from idefics_cli.models.planning.kernels import packs_weights
 from idefics_cli.models.planning.memory import (
     CPU_RUNTIME_BYTES,
     GPU_RUNTIME_BYTES,
@@ -86,7 +86,7 @@ def needs_of(
     left_out: Collection[str] = (),
 ) -> tuple[Need, ...]:
     """Return the memory that *option* needs on every device, without the kernels *left_out*."""
-    is_packed = packs_float32(option, facts, machine, left_out=left_out)
+    is_packed = packs_weights(option, facts, machine, left_out=left_out)
     load = _load(option, facts, attention, is_packed=is_packed)
     wider = _float32_bytes(option, facts, attention, load)
     if option.is_spread:

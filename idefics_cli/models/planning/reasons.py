@@ -206,7 +206,8 @@ def _dtype(context: Context, spec: LoadSpec) -> str:
         return explain_float32(option, context.facts, machine, left_out=context.left_out)
     if cpu_dtypes(machine)[0] == "bfloat16":
         return "native on this processor, half the memory of float32"
-    return f"float32 would be more exact, but {context.too_large('dtype')}"
+    what = "float32" if option.quantization == "none" else f"{option.quantization} beside float32"
+    return f"{what} would be more exact, but {context.too_large('dtype')}"
 
 
 def _quantization(context: Context) -> str:
