@@ -317,7 +317,9 @@ def test_clear_keeps_what_was_said_among_the_saved_chats(tmp_path: Path, picture
     here = world(tmp_path, "One.", "Two.", "Three.")
     lines = ("/save trip", "/system Be brief.", "/set top_k=3", "a", "/image a.png")
     _, err, _ = here.talk(*lines, "/clear", "b", "/load trip", "c")
-    assert "started a new conversation; `/load trip` opens the former one\n" in err
+    assert (
+        "started a new conversation; `/load trip` opens the former one\nno longer attached: a.png\n"
+    ) in err
     second, third = here.engine.requests[1:]
     assert [m.text for m in second.messages] == ["Be brief.", "b"]
     assert second.sampling.top_k == 3

@@ -78,9 +78,12 @@ def forget_turns(context: CommandContext, words: str) -> CommandResult:
 def clear_turns(context: CommandContext, words: str) -> CommandResult:
     """Start a new conversation; model and settings stay."""
     refuse_words(words, "clear")
+    staged = context.chat.turns.staged
+    names = [picture_name(each.source, context.folder) for each in staged]
     former = context.chat.start_new()
     back = f"; `/load {former}` opens the former one" if former else ""
-    return CommandResult((f"started a new conversation{back}",))
+    dropped = (f"no longer attached: {', '.join(names)}",) if names else ()
+    return CommandResult((f"started a new conversation{back}", *dropped))
 
 
 def copy_answer(context: CommandContext, words: str) -> CommandResult:
