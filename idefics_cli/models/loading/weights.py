@@ -21,6 +21,7 @@ from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.models.families.classes import config_class, model_class
 from idefics_cli.models.families.protocols import Config, Model
 from idefics_cli.models.families.spec import find_family
+from idefics_cli.models.hub.weights import weight_paths
 from idefics_cli.models.loading import quantized_store
 from idefics_cli.models.loading.adapters import apply_adapter
 from idefics_cli.models.loading.bitsandbytes import bitsandbytes_config
@@ -347,7 +348,7 @@ def _dtype_of_files(folder: Path) -> torch.dtype | None:
         None if models do not run in the dtype of a weight.
     """
     names = set()
-    for path in folder.glob("*.safetensors"):
+    for path in weight_paths(folder, folder.name):  # other files may lie beside them
         with safe_open(path, framework="pt") as file:
             names |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 # not a dict
     known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

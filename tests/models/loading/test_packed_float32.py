@@ -165,6 +165,14 @@ def test_each_layer_is_decided_by_its_own_weights(dtype: torch.dtype, copy_of: C
     assert read_weights(folder, "mixed").dtype == ("float32" if dtype == torch.float32 else None)
 
 
+def test_a_file_that_is_not_of_the_model_changes_nothing(copy_of: CopyOf) -> None:
+    folder = copy_of("idefics3", dtype=torch.bfloat16)
+    spec = spec_of(folder, dtype="float32")
+    before = logits(spec)
+    (folder / "beside.safetensors").touch()
+    assert torch.equal(logits(spec), before)
+
+
 def test_a_damaged_weight_shows(copy_of: CopyOf) -> None:
     def damage(stored: dict[str, Tensor]) -> None:
         key = next(key for key in stored if key.endswith(UP) and "text_model" in key)
