@@ -183,7 +183,10 @@ def check_place(path: Path) -> None:
         raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
     check_folder_of(path)
     if os.path.islink(path) and not os.path.exists(path):
-        raise UsageError(f"cannot write `{path}`: it is a link to a file that is missing")
+        raise UsageError(
+            f"cannot write `{path}`: it is a link to a file that is missing",
+            hint="name the file itself, or remove the link",
+        )
     if os.path.exists(path) and not os.access(path, os.W_OK):
         raise UsageError(f"cannot write `{path}`: permission denied")
 

@@ -37,7 +37,7 @@ def caption(line: str) -> Ran:
     [
         ("-o o.jsonl --failures o.jsonl", "`o.jsonl` cannot be both the output and the list of fa"),
         ("-o o.jsonl --failures x/../o.jsonl", "cannot be both the output and the list of fail"),
-        ("-o o.jsonl --failures link", "cannot be both"),
+        ("-o o.jsonl --failures link", "`link`: it is a link to a file that is missing"),
         ("-o o.jsonl --failures o.jsonl.journal", "cannot be both"),
         ("-o o.jsonl --failures o.jsonl.run.json", "cannot be both"),
         ("-o o.jsonl --report o.jsonl --overwrite", "cannot be both the output and the report"),
