@@ -182,11 +182,9 @@ def check_place(path: Path) -> None:
     if os.path.isdir(path):
         raise UsageError(f"cannot write `{path}`: it is a folder", hint="name a file in it")
     check_folder_of(path)
-    if os.path.islink(path) and not os.path.exists(path):
-        raise UsageError(
-            f"cannot write `{path}`: it is a link to a file that is missing",
-            hint="name the file itself, or remove the link",
-        )
+    if not os.path.exists(path) and os.path.islink(path):
+        problem = f"cannot write `{path}`: it is a link to a file that is missing"
+        raise UsageError(problem, hint="name the file itself, or remove the link")
     if os.path.exists(path) and not os.access(path, os.W_OK):
         raise UsageError(f"cannot write `{path}`: permission denied")
 
@@ -255,11 +253,8 @@ def _check_takes_files(folder: Path, path: Path) -> None:
     except OSError as error:
         if error.errno in _DISK_FAULTS:
             raise cannot_write(path, error) from error
-        reason = error.strerror or str(error)
-        raise UsageError(
-            f"cannot write `{path}`: no file can be made in `{folder}` ({reason})",
-            hint="choose another folder",
-        ) from error
+        why = f"no file can be made in `{folder}` ({error.strerror or error})"
+        raise UsageError(f"cannot write `{path}`: {why}", hint="choose another folder") from error
 
 
 def unfinished_path(target: Path, *, process: int | None = None) -> Path:
