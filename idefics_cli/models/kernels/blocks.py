@@ -16,10 +16,8 @@ def first_output(code: Code, block: ir.Value, outputs: ir.Value, size: int) -> i
     If the last block would not be full, it begins earlier. Two threads may then compute the same
     outputs, so each stores its results only.
     """
-    build = code.builder
-    first = build.mul(block, code.number(size))
-    last = build.sub(outputs, code.number(size))
-    return build.select(build.icmp_signed("<", first, last), first, last)
+    first = code.builder.mul(block, code.number(size))
+    return code.smaller(first, code.builder.sub(outputs, code.number(size)))
 
 
 class Distance(NamedTuple):

@@ -85,8 +85,7 @@ def _write_gelu(
     (count, address), build = arguments, code.builder
     numbers = code.pointer(address)
     first = build.mul(piece, code.number(_PIECE))
-    last = build.add(first, code.number(_PIECE))
-    last = build.select(build.icmp_signed("<", last, count), last, count)
+    last = code.smaller(build.add(first, code.number(_PIECE)), count)
     kind = code.vector(code.i16 if is_bfloat16 else code.f32, _TOGETHER)
     with code.loop(first, last, _TOGETHER) as number:
         place = build.mul(number, code.number(2 if is_bfloat16 else 4))

@@ -160,6 +160,10 @@ class Code:
         """Return a constant of 64 bits."""
         return self.ir.Constant(self.i64, value)
 
+    def smaller(self, one: ir.Value, two: ir.Value) -> ir.Value:
+        """Return the smaller of two whole numbers."""
+        return self.builder.select(self.builder.icmp_signed("<", one, two), one, two)
+
     def same(self, kind: ir.Type, count: int, value: float) -> ir.Value:
         """Return a constant vector that holds *value* *count* times."""
         return self.ir.Constant(self.vector(kind, count), [value] * count)
@@ -380,8 +384,7 @@ def _compiled(body: Body, arguments: int) -> CompiledCode:
     first = build.atomic_rmw("add", shared, chunk, "monotonic")
     build.cbranch(build.icmp_signed("<", first, pieces), work, end)
     build.position_at_end(work)
-    last = build.add(first, chunk)
-    last = build.select(build.icmp_signed("<", last, pieces), last, pieces)
+    last = code.smaller(build.add(first, chunk), pieces)
     with code.loop(first, last) as piece:
         body(code, piece, values)
     build.branch(next_chunk)

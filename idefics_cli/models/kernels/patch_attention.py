@@ -162,8 +162,7 @@ def _head_at(code: Code, number: ir.Value, given: _Packing | _Product) -> ir.Val
 def _line_at(code: Code, number: ir.Value, count: ir.Value, step: ir.Value) -> ir.Value:
     """Return the offset of the line *number*; the last one stands in for those that are missing."""
     build = code.builder
-    last = build.sub(count, code.number(1))
-    return build.mul(build.select(build.icmp_signed("<", number, last), number, last), step)
+    return build.mul(code.smaller(number, build.sub(count, code.number(1))), step)
 
 
 def _write_packing(code: Code, piece: ir.Value, given: _Packing, width: int) -> None:

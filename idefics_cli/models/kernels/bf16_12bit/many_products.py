@@ -41,7 +41,7 @@ def write_interleave(code: Code, tile: ir.Value, arguments: Sequence[ir.Value]) 
     for number in range(TILE_ROWS):
         row = build.add(build.mul(tile, code.number(TILE_ROWS)), code.number(number))
         # The last row stands in for those that are missing in the last tile.
-        row = build.select(build.icmp_signed("<", row, last), row, last)
+        row = code.smaller(row, last)
         places.append(code.pointer(build.add(source, build.mul(row, line))))
     start = build.mul(build.mul(tile, line), code.number(TILE_ROWS))
     out = code.pointer(build.add(target, start))
@@ -82,7 +82,7 @@ def write_many_products(
     left = build.sub(given.rows, row)
     line = build.mul(given.groups, code.number(2 * GROUP))
     given = given._replace(
-        rows=build.select(build.icmp_signed("<", left, most), left, most),
+        rows=code.smaller(left, most),
         activations=build.add(given.activations, build.mul(row, line)),
         out=build.add(given.out, build.mul(build.mul(row, given.outputs), code.number(2))),
     )
@@ -91,8 +91,7 @@ def write_many_products(
     unpacked = code.room(4 * LANES * PAIRS * _GROUPS_TOGETHER * blocks)
     sums = code.room(4 * LANES * MOST_ROWS * blocks)
     with code.loop(code.number(0), given.groups, _GROUPS_TOGETHER) as start:
-        stop = build.add(start, code.number(_GROUPS_TOGETHER))
-        stop = build.select(build.icmp_signed("<", stop, given.groups), stop, given.groups)
+        stop = code.smaller(build.add(start, code.number(_GROUPS_TOGETHER)), given.groups)
         for index, block in enumerate(numbers):
             _write_unpacked(
                 code, block, (start, stop), given, _Alternating(unpacked, index, blocks)

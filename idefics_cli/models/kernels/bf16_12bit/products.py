@@ -110,8 +110,7 @@ def _write_more_rows(code: Code, block: ir.Value, given: CompactProduct) -> None
     build = code.builder
     weights = code.room(_GROUPS_TOGETHER * GROUP * 4 * LANES)
     with code.loop(code.number(0), given.groups, _GROUPS_TOGETHER) as start:
-        stop = build.add(start, code.number(_GROUPS_TOGETHER))
-        stop = build.select(build.icmp_signed("<", stop, given.groups), stop, given.groups)
+        stop = code.smaller(build.add(start, code.number(_GROUPS_TOGETHER)), given.groups)
         # The next groups come from memory while these are multiplied.
         write_groups(
             code,

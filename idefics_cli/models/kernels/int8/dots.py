@@ -184,8 +184,7 @@ class _Block(ABC):
                     code.store(start, sums, (self.parts * output + part) * self.size)
         together = _together()[len(self._rows)]
         with code.loop(code.number(0), given.width, _COLUMNS_TOGETHER) as start:
-            stop = build.add(start, code.number(_COLUMNS_TOGETHER))
-            stop = build.select(build.icmp_signed("<", stop, given.width), stop, given.width)
+            stop = code.smaller(build.add(start, code.number(_COLUMNS_TOGETHER)), given.width)
             with code.loop(code.number(0), code.number(OUTPUTS), together) as output:
                 self._write_columns((start, stop), output, together)
         for row, sums, rounded in zip(self._rows, self._sums, self.rounded, strict=True):

@@ -108,22 +108,17 @@ def _write_product(code: Code, piece: ir.Value, arguments: Sequence[ir.Value]) -
     parts = build.udiv(over, code.number(_OUTPUTS))
     first_row = build.mul(build.udiv(piece, parts), given.together)
     first_output = build.mul(build.urem(piece, parts), code.number(_OUTPUTS))
-    rows = _smaller(code, given.together, build.sub(given.rows, first_row))
-    outputs = _smaller(code, code.number(_OUTPUTS), build.sub(given.outputs, first_output))
+    rows = code.smaller(given.together, build.sub(given.rows, first_row))
+    outputs = code.smaller(code.number(_OUTPUTS), build.sub(given.outputs, first_output))
     panel = code.room(2 * _COLUMNS * _panel_outputs())
     with code.loop(code.number(0), given.width, _COLUMNS) as start:
         left = build.sub(given.width, start)
-        columns = _Columns(start, _smaller(code, code.number(_COLUMNS), left))
+        columns = _Columns(start, code.smaller(code.number(_COLUMNS), left))
         with code.loop(code.number(0), outputs, _panel_outputs()) as output:
             block = _PanelBlock(code, given, columns, build.add(first_output, output))
             block.write_panel(panel)
             for row, count in code.portions(rows, (_ROWS_TOGETHER, 2, 1)):
                 block.write_rows(panel, build.add(first_row, row), count)
-
-
-def _smaller(code: Code, one: ir.Value, two: ir.Value) -> ir.Value:
-    build = code.builder
-    return build.select(build.icmp_signed("<", one, two), one, two)
 
 
 class _Columns(NamedTuple):

@@ -146,9 +146,7 @@ class AttentionWriter:
         """Repeat the code for each block of keys, counted from the first key that is seen."""
         code, build = self._code, self._code.builder
         with code.loop(code.number(0), self._count, _KEYS_TOGETHER) as start:
-            stop = build.add(start, code.number(_KEYS_TOGETHER))
-            stop = build.select(build.icmp_signed("<", stop, self._count), stop, self._count)
-            yield start, stop
+            yield start, code.smaller(build.add(start, code.number(_KEYS_TOGETHER)), self._count)
 
     def _state_at(self, index: ir.Value) -> ir.Value:
         build = self._code.builder

@@ -145,8 +145,7 @@ class StepWriter:
         first = build.atomic_rmw("add", code.pointer(counter), chunk, "monotonic")
         build.cbranch(build.icmp_signed("<", first, count), work, end)
         build.position_at_end(work)
-        last = build.add(first, chunk)
-        last = build.select(build.icmp_signed("<", last, count), last, count)
+        last = code.smaller(build.add(first, chunk), count)
         with code.loop(first, last) as piece:
             yield piece
         build.branch(head)
