@@ -270,7 +270,7 @@ def no_such_file(source: str) -> ImageError:
     # A separator at the end is cut, because the hint compares the name with those in its folder.
     path = _local_path(source)
     bare = path.rstrip("".join(filter(None, (os.sep, os.altsep)))) or path
-    # A name without an extension is more often that of a folder.
+    # A name without an extension may be that of a folder.
     what = "file" if os.path.splitext(bare)[1] else "file or folder"
     return ImageError(
         f"no such {what if bare == path else 'folder'}: `{describe_source(source)}`",

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.hardware.machine import Machine, probe_processor
+from idefics_cli.models.kernels.byte_dots import has_dots
+from idefics_cli.models.kernels.compiler import vector_bytes
+from idefics_cli.models.kernels.int8.rounding import EXTRA_BYTES, round_rows
 from idefics_cli.models.kernels.table import KERNELS, compiler_problem
 from idefics_cli.models.planning.kernels import choose_kernels
 
@@ -46,6 +49,18 @@ def spec_of(folder: Path, **changes: Any) -> LoadSpec:
 def relative_error(given: Tensor, wanted: Tensor) -> float:
     """How far *given* is from *wanted*, by the norm of the latter."""
     return float((given.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def as_rounded(rows: Tensor) -> Tensor:
+    """Return *rows* as the kernels for 8-bit weights round them, in float64."""
+    rounded, size = round_rows(rows), vector_bytes()
+    scale = rounded[:, :4].contiguous().view(torch.float32).double()
+    stored = rounded[:, EXTRA_BYTES:].contiguous()
+    if not has_dots():
+        return stored.view(torch.int16).double() * scale
+    numbers = stored.view(torch.int8)
+    upper, lower = numbers.reshape(len(rows), -1, 2, size).double().unbind(2)
+    return (256 * upper + lower).reshape(rows.shape) * scale
 
 
 def refusing(*arguments: object) -> Tensor:

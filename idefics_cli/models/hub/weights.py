@@ -21,9 +21,10 @@ from idefics_cli.models.hub.errors import no_safetensors
 _LARGEST_HEADER = 2**25
 # The smallest numbers of the format have four bits, so a byte holds at most two of them.
 _NUMBERS_PER_BYTE = 2
-_DTYPES: Mapping[str, DtypeName] = MappingProxyType(
+STORED_DTYPES: Mapping[str, DtypeName] = MappingProxyType(
     {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 )
+"""The dtypes in which models run, by their names in safetensors files."""
 _PEFT_PREFIX = "base_model.model."
 _LORA = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|base_layer)\.")
 
@@ -226,7 +227,7 @@ def _whole_numbers(value: object) -> list[int]:
 
 def _common_dtype(headers: Iterable[Json]) -> DtypeName | None:
     names = {str(entry.get("dtype")) for header in headers for entry in _entries(header)}
-    return _DTYPES.get(names.pop()) if len(names) == 1 else None
+    return STORED_DTYPES.get(names.pop()) if len(names) == 1 else None
 
 
 def _count_numbers(header: Json) -> int:

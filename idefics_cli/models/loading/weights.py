@@ -21,7 +21,7 @@ from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.models.families.classes import config_class, model_class
 from idefics_cli.models.families.protocols import Config, Model
 from idefics_cli.models.families.spec import find_family
-from idefics_cli.models.hub.weights import weight_paths
+from idefics_cli.models.hub.weights import STORED_DTYPES, weight_paths
 from idefics_cli.models.loading import quantized_store
 from idefics_cli.models.loading.adapters import apply_adapter
 from idefics_cli.models.loading.bitsandbytes import bitsandbytes_config
@@ -351,11 +351,10 @@ def _dtype_of_files(folder: Path) -> torch.dtype | None:
     for path in weight_paths(folder, folder.name):  # other files may lie beside them
         with safe_open(path, framework="pt") as file:
             names |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 # not a dict
-    known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     floats = {name for name in names if name.startswith(("F", "BF"))}
-    if not floats or not floats <= known.keys():
+    if not floats or not floats <= STORED_DTYPES.keys():
         return None
-    return known[floats.pop()] if len(floats) == 1 else torch.float32
+    return getattr(torch, STORED_DTYPES[floats.pop()]) if len(floats) == 1 else torch.float32
 
 
 def accelerate_memory(memory: Mapping[str, int] | None) -> dict[int | str, int] | None:

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from idefics_cli.models.kernels import compiler
 from idefics_cli.models.kernels.byte_dots import has_dots
-from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.int8 import dots
 from idefics_cli.models.kernels.int8 import kernel as int8_kernel
-from idefics_cli.models.kernels.int8.rounding import EXTRA_BYTES, round_rows
 from idefics_cli.models.kernels.openmp import torch_threads
-from tests.support.kernels import needs_compiler, relative_error
+from tests.support.kernels import as_rounded, needs_compiler, relative_error
 
 pytestmark = needs_compiler
 
@@ -39,18 +37,6 @@ def weights(outputs: int, width: int) -> Tensor:
 
 def rows_of(count: int, width: int) -> Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(count))
-
-
-def as_rounded(rows: Tensor) -> Tensor:
-    """Return *rows* as the kernel rounds them, in float64."""
-    rounded, size = round_rows(rows), vector_bytes()
-    scale = rounded[:, :4].contiguous().view(torch.float32).double()
-    stored = rounded[:, EXTRA_BYTES:].contiguous()
-    if not has_dots():
-        return stored.view(torch.int16).double() * scale
-    numbers = stored.view(torch.int8)
-    upper, lower = numbers.reshape(len(rows), -1, 2, size).double().unbind(2)
-    return (256 * upper + lower).reshape(rows.shape) * scale
 
 
 # 4160: the columns of a row do not fill the last part that stays in the cache.

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from idefics_cli.models.kernels import compiler
 from idefics_cli.models.kernels.int8 import panels
 from idefics_cli.models.kernels.int8.linear import CompiledInt8Linear
-from idefics_cli.models.kernels.int8.rounding import EXTRA_BYTES, round_rows
 from idefics_cli.models.kernels.openmp import torch_threads
-from tests.support.kernels import needs_compiler, relative_error
+from tests.support.kernels import as_rounded, needs_compiler, relative_error
 
 pytestmark = needs_compiler
 
@@ -30,13 +29,6 @@ def weights(outputs: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     weight = torch.randint(-127, 128, (outputs, width), generator=generator, dtype=torch.int8)
     scale, bias = torch.rand(2, outputs, generator=generator) + 0.1
     return weight, scale, bias
-
-
-def as_rounded(rows: Tensor) -> Tensor:
-    """Return *rows* as the kernel rounds them, in float64."""
-    rounded = round_rows(rows)
-    scale = rounded[:, :4].contiguous().view(torch.float32).double()
-    return rounded[:, EXTRA_BYTES:].contiguous().view(torch.int16).double() * scale
 
 
 # 513, 700: some rows are in a second or third piece. 1088: more columns than fit a panel.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,20 +96,9 @@ def check_data(choices: DataChoices) -> None:
         InputError: If it is missing, cannot be read, or has no rows.
         UsageError: If it has an unknown shape.
     """
-    from idefics_cli.training.data.options import ReadOptions
     from idefics_cli.training.data.read import check_has_rows
 
-    options = ReadOptions(
-        "",
-        lambda text, key, pictures: text,
-        mode="chat",
-        picture=choices.picture,
-        question=choices.question,
-        answer=choices.answer,
-        images=Path(choices.images) if choices.images else None,
-        lines=choices.lines,
-        learn=choices.learn,
-    )
+    options = _read_options(choices)
     check_has_rows(Path(choices.data), options)
     if isinstance(choices.validation, Path):
         check_has_rows(choices.validation, options)
@@ -193,19 +182,27 @@ def _options(
     invocation: Invocation, choices: DataChoices, spec: LoadSpec, prompts: RowPrompts
 ) -> ReadOptions:
     from idefics_cli.models.families.spec import find_family
+
+    return replace(
+        _read_options(choices),
+        prompt=prompts.text,
+        fill=prompts.fill,
+        mode="chat" if spec.chats else "complete",
+        seed=invocation.settings.seed or 0,
+        takes_videos=find_family(spec.family).takes_videos,
+    )
+
+
+def _read_options(choices: DataChoices) -> ReadOptions:
+    """Return the options that need no model, with an empty prompt."""
     from idefics_cli.training.data.options import ReadOptions
 
-    settings = invocation.settings
     return ReadOptions(
-        prompts.text,
-        prompts.fill,
-        mode="chat" if spec.chats else "complete",
+        "",
         picture=choices.picture,
         question=choices.question,
         answer=choices.answer,
         images=Path(choices.images) if choices.images else None,
         lines=choices.lines,
         learn=choices.learn,
-        seed=settings.seed or 0,
-        takes_videos=find_family(spec.family).takes_videos,
     )
