@@ -522,7 +522,7 @@ def _() -> None:
 def _() -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         with TemporaryDirectory() as folder:
-            save_file({"weight": torch.zeros(2, dtype=dtype)}, Path(folder, "a.safetensors"))
+            save_file({"weight": torch.zeros(2, dtype=dtype)}, Path(folder, "model.safetensors"))
             assert weights._dtype_of_files(Path(folder)) == dtype
 
 
