@@ -1,8 +1,9 @@
 """Instructions that multiply small whole numbers, and add the products up.
 
 `add_dots` multiplies bytes, and adds four products to a number of 32 bits. AVX512-VNNI has it for
-registers of 64 bytes, AVX-VNNI for those of 32. `add_pairs` multiplies 16-bit numbers, on every
-processor for which there are kernels.
+registers of 64 bytes, AVX-VNNI for those of 32. `add_byte_pairs` multiplies bytes, too, and adds
+two products to a number of 16 bits; `add_pairs` multiplies 16-bit numbers. Every processor for
+which there are kernels has these two.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 # The keys are numbers of bytes of a register.
 _DOTS = {64: "llvm.x86.avx512.vpdpbusd.512", 32: "llvm.x86.avx512.vpdpbusd.256"}
 _PAIRS = {64: "llvm.x86.avx512.pmaddw.d.512", 32: "llvm.x86.avx2.pmadd.wd"}
+_BYTE_PAIRS = {64: "llvm.x86.avx512.pmaddubs.w.512", 32: "llvm.x86.avx2.pmadd.ub.sw"}
 _FEATURES = {64: "avx512vnni", 32: "avxvnni"}
 
 
@@ -34,6 +36,21 @@ def add_dots(code: Code, total: ir.Value, unsigned: ir.Value, signed: ir.Value) 
     build, kind = code.builder, total.type
     one, two = build.bitcast(unsigned, kind), build.bitcast(signed, kind)
     return code.call(_DOTS[vector_bytes()], kind, total, one, two)
+
+
+def add_byte_pairs(
+    code: Code, total: ir.Value | None, unsigned: ir.Value, signed: ir.Value
+) -> ir.Value:
+    """Return *total* plus the products of *unsigned* bytes with *signed* bytes, pair by pair.
+
+    *unsigned* is a register of bytes, *signed* any register, and *total* a vector of 16-bit
+    numbers; None counts as 0. The sum of two products must fit into 16 bits.
+    """
+    build, size = code.builder, vector_bytes()
+    kind = code.vector(code.i16, size // 2)
+    signed = build.bitcast(signed, code.vector(code.i8, size))
+    found = code.call(_BYTE_PAIRS[size], kind, unsigned, signed)
+    return found if total is None else build.add(total, found)
 
 
 def add_pairs(code: Code, total: ir.Value, one: ir.Value, two: ir.Value) -> ir.Value:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from idefics_cli.models.kernels.huge_pages import empty_bytes
-from idefics_cli.models.kernels.int4 import kernel
-from idefics_cli.models.kernels.int4.kernel import GROUP, LANES, LARGEST_STEP, ZERO_PARTS
+from idefics_cli.models.kernels.int4 import kernel, layout
+from idefics_cli.models.kernels.int4.layout import GROUP, LANES, LARGEST_STEP, ZERO_PARTS
 from idefics_cli.models.kernels.linear import QuantizedLinear, output_parts
 
 _STEPS = 15
@@ -27,7 +27,7 @@ class CompiledInt4Linear(QuantizedLinear):
     Each group of 32 weights shares a step and a zero.
 
     Attributes:
-        packed: (out / 16, in * 9 + 64) uint8, see `kernel.pack`.
+        packed: (out / 16, in * 9 + 64) uint8, see `layout.pack`.
     """
 
     NUMBERS = ("packed",)
@@ -59,31 +59,31 @@ class CompiledInt4Linear(QuantizedLinear):
 def quantize(weight: Tensor) -> Tensor:
     """Return *weight* (out, in), which is not changed, as `CompiledInt4Linear` keeps it."""
     outputs, width = weight.shape
-    packed = empty_bytes(outputs // LANES, kernel.bytes_of_block(width))
+    packed = empty_bytes(outputs // LANES, layout.bytes_of_block(width))
     # The layer is quantized in parts, because a whole layer in float32 takes as much memory as
     # several quantized layers.
     for part in output_parts(outputs):
         groups = weight.detach()[part].float().reshape(part.stop - part.start, -1, GROUP)
         blocks = slice(part.start // LANES, part.stop // LANES)
-        packed[blocks] = kernel.pack(*_rounded(groups))
+        packed[blocks] = layout.pack(*_rounded(groups))
     return packed
 
 
 def _rounded(groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return *groups* (out, groups, 32) float32 as arguments of `kernel.pack`."""
+    """Return *groups* (out, groups, 32) float32 as arguments of `layout.pack`."""
     # A zero stands for 0, so this must lie between the lowest value and the highest.
     lowest, highest = groups.amin(2).clamp_(max=0), groups.amax(2).clamp_(min=0)
     steps = (highest - lowest) / _STEPS
     # If a weight is NaN, so is the scale of its output, and a reply shows the damage.
     scale = steps.amax(1, keepdim=True) / LARGEST_STEP
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    codes = kernel.step_codes(steps / scale)
-    step = kernel.steps_of(codes) * scale
+    codes = layout.step_codes(steps / scale)
+    step = layout.steps_of(codes) * scale
     # The step may be rounded down, so the middle of the numbers stands for the middle of the group.
     zeros = _STEPS / 2 - (lowest + highest) / 2 / step
     zeros = zeros.mul_(ZERO_PARTS).round_().clamp_(0, 255)
     # A group whose weights are far smaller than the smallest step becomes exactly 0.
-    zeros = zeros.where(steps >= scale * (kernel.SMALLEST_STEP / 2), _MIDDLE_ZERO)
+    zeros = zeros.where(steps >= scale * (layout.SMALLEST_STEP / 2), _MIDDLE_ZERO)
     numbers = (groups / step[..., None]).add_((zeros / ZERO_PARTS)[..., None])
     numbers = numbers.round_().clamp_(0, _STEPS).to(torch.uint8).flatten(1)
     return numbers, codes, zeros.to(torch.uint8), scale.flatten()

@@ -84,8 +84,8 @@ class CompiledInt8Linear(Int8Linear):
 
     @classmethod
     def passes_self_test(cls) -> bool:
-        """Whether the kernel can be compiled here and computes a small example correctly."""
-        return kernel.passes_self_test()
+        """Whether the kernels can be compiled here and compute small examples correctly."""
+        return kernel.passes_self_test() and panels.passes_self_test()
 
     @classmethod
     def fits(cls, linear: nn.Linear) -> bool:

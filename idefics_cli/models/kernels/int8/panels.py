@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from idefics_cli.models.kernels import jit
 from idefics_cli.models.kernels.byte_dots import add_pairs, has_dots
 from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.int8.rounding import EXTRA_BYTES, round_rows, row_bytes
@@ -47,6 +48,11 @@ def fits(outputs: int) -> bool:
     return not has_dots() and outputs % _panel_outputs() == 0
 
 
+def passes_self_test() -> bool:
+    """Whether the kernel, where it is used, computes a small example correctly."""
+    return has_dots() or jit.passes(_computes_an_example)
+
+
 def product(rows: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """Return (N, out) float32, the outputs of a linear layer.
 
@@ -68,6 +74,14 @@ def product(rows: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) ->
     pieces = -(-count // together) * -(-outputs // _OUTPUTS)
     _product(pieces, count, together, width, outputs, *(each.data_ptr() for each in tensors))
     return out
+
+
+def _computes_an_example() -> bool:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-127, 128, (96, 192), generator=generator, dtype=torch.int8)
+    rows, scale = torch.randn(7, 192, generator=generator), torch.rand(96, generator=generator)
+    exact = functional.linear(rows, weight.float()) * scale
+    return bool((product(rows, weight, scale, None) - exact).norm() < 2e-4 * exact.norm())
 
 
 def _panel_outputs() -> int:

@@ -4,7 +4,7 @@ All layers compute blocks of 16 outputs. The addresses of their weights are:
 
 - FLOAT32, BFLOAT16: the weights (outputs, width).
 - INT8: the weights (outputs, width), and the scale of each output, float32.
-- INT4: the weights, as `int4.kernel.pack` returns them.
+- INT4: the weights, as `int4.layout.pack` returns them.
 - BFLOAT16_12BIT: the fields of `bf16_12bit.kernel.Compact`, in their order.
 """
 
@@ -18,6 +18,7 @@ from idefics_cli.models.kernels.bf16_12bit import products as compact
 from idefics_cli.models.kernels.bf16_12bit.layout import GROUP
 from idefics_cli.models.kernels.blocks import first_output
 from idefics_cli.models.kernels.int4 import kernel as int4
+from idefics_cli.models.kernels.int4 import layout as int4_layout
 from idefics_cli.models.kernels.int8 import dots
 from idefics_cli.models.kernels.int8 import kernel as rows_kernel
 from idefics_cli.models.kernels.jit import Code
@@ -119,7 +120,7 @@ def _write_rows(
 def _write_int4(code: Code, product: Product) -> None:
     width = field(code, product.linear, LinearField.WIDTH)
     outputs = field(code, product.linear, LinearField.OUTPUTS)
-    groups = code.builder.udiv(width, code.number(int4.GROUP))
+    groups = code.builder.udiv(width, code.number(int4_layout.GROUP))
     (packed, *_) = _weights(code, product, 1)
     arguments = (groups, product.rows, packed, product.numbers, product.scales)
     int4.write_product(code, product.block, (*arguments, product.out, outputs))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from idefics_cli.models.kernels.bf16_12bit import products as compact
 from idefics_cli.models.kernels.int4 import kernel as int4
+from idefics_cli.models.kernels.int4 import layout as int4_layout
 from idefics_cli.models.kernels.int8 import rounding as int8
 from idefics_cli.models.kernels.jit import Code
 from idefics_cli.models.kernels.text_step.layout import Format, LinearField
@@ -47,7 +48,7 @@ def write_rounding(code: Code, given: Rounding, formats: Sequence[Format]) -> No
     width = field(code, given.linear, LinearField.WIDTH)
     if Format.INT4 in formats:
         with build.if_then(build.icmp_signed("==", chosen, code.number(Format.INT4))):
-            groups = build.udiv(width, code.number(int4.GROUP))
+            groups = build.udiv(width, code.number(int4_layout.GROUP))
             arguments = (groups, given.activations, given.numbers, given.scales)
             with code.loop(code.number(0), given.rows) as row:
                 int4.write_rounding(code, row, arguments, halves=False)

@@ -24,7 +24,7 @@ from idefics_cli.models.kernels import jit
 from idefics_cli.models.kernels.bf16_12bit.linear import CompactLinear
 from idefics_cli.models.kernels.compiler import CodeTarget, target
 from idefics_cli.models.kernels.int4.compiled import CompiledInt4Linear
-from idefics_cli.models.kernels.int4.kernel import GROUP
+from idefics_cli.models.kernels.int4.layout import GROUP
 from idefics_cli.models.kernels.int8.linear import CompiledInt8Linear
 from idefics_cli.models.kernels.int8.rounding import EXTRA_BYTES
 from idefics_cli.models.kernels.jit import CompiledModule
