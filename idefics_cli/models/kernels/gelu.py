@@ -28,6 +28,8 @@ _TANH_FORM = "gelu_pytorch_tanh"
 # GELU's tanh form is x / (1 + exp(-2 u)) with u = sqrt(2 / pi) * (x + 0.044715 * x^3).
 _TWICE_ROOT = 2 * (2 / torch.pi) ** 0.5
 _CUBE = 0.044715
+# Of all numbers below this one, the GELU is 0.
+_LOWEST = -100.0
 # Numbers that are computed at a time, and of a piece of the work.
 _TOGETHER, _PIECE = 16, 8192
 
@@ -102,6 +104,9 @@ def _gelu(code: Code, value: ir.Value) -> ir.Value:
     def same(number: float) -> ir.Value:
         return code.same(code.f32, _TOGETHER, number)
 
+    # The largest power of `exponential` is finite: divided by it, a number must vanish.
+    is_low = build.fcmp_ordered("<", value, same(_LOWEST))
+    value = build.select(is_low, same(_LOWEST), value)
     squared = code.fused(build.fmul(value, value), same(_CUBE), same(1.0))
     power = build.fmul(build.fmul(value, squared), same(-_TWICE_ROOT))
     return build.fdiv(value, build.fadd(exponential(code, power), same(1.0)))
