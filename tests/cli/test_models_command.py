@@ -47,10 +47,11 @@ def test_every_model_is_listed_with_how_it_would_run() -> None:
     ran = models()
     assert (ran.code, ran.err) == (0, "")
     header, *lines = ran.out.splitlines()
-    assert header.split() == ["NAME", "WEIGHTS", "ON", "DISK", "HERE"]
+    assert header.split() == ["NAME", "WEIGHTS", "DOWNLOAD", "HERE"]
     assert [line.split()[0] for line in lines] == list(MODELS)
     rows = {line.split()[0]: line for line in lines}
     assert "built in" in rows["demo"]
+    assert "31.3 GiB" in rows["idefics2-8b"]
     assert "cpu bfloat16" in rows["idefics2-8b"]
     assert "a base model" in rows["idefics2-8b-base"]
     assert "80.0 B" in rows["idefics-80b"]

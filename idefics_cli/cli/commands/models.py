@@ -254,11 +254,8 @@ def _is_local(facts: ModelFacts) -> bool:
 def _show(invocation: Invocation, rows: list[_Row]) -> None:
     from idefics_cli.ui.views.plan import align_columns
 
-    cells = [("NAME", "WEIGHTS", "ON DISK", "HERE", "")]
+    cells = [("NAME", "WEIGHTS", "DOWNLOAD", "HERE", "")]
     for row in rows:
-        disk = format_size(row.size_bytes) if row.facts.folder is not None else "-"
-        if row.spec.name == DEMO:
-            disk = "built in"
         # A column for this size would leave too little room on a narrow terminal.
         kept = f"; {format_size(row.quantized_bytes)} quantized" if row.quantized_bytes else ""
         kind = "" if row.spec.chats else "; a base model"
@@ -266,13 +263,22 @@ def _show(invocation: Invocation, rows: list[_Row]) -> None:
             (
                 row.spec.name,
                 format_parameters(row.spec.parameters),
-                disk,
+                _download(row),
                 _way(row.plan),
                 row.spec.summary + kind + kept,
             )
         )
     for line in align_columns(cells):
         invocation.console.report(line.removeprefix("  "))
+
+
+def _download(row: _Row) -> str:
+    if row.spec.name == DEMO:
+        return "built in"
+    if row.facts.folder is not None:
+        return f"done: {format_size(row.size_bytes)}"
+    size = row.facts.download_bytes
+    return "-" if size is None else format_size(size)
 
 
 def _way(plan: Plan | None) -> str:
