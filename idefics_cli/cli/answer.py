@@ -13,7 +13,7 @@ from idefics_cli.cli.model_choice import (
     plan_for,
     report_warnings,
 )
-from idefics_cli.cli.pictures import check_pictures
+from idefics_cli.cli.pictures import read_pictures
 from idefics_cli.cli.question import AskedQuestion, read_question
 from idefics_cli.cli.server_choice import check_sight, served_spec
 from idefics_cli.core.sources import (
@@ -58,13 +58,13 @@ def answer_once(invocation: Invocation, question: AskedQuestion) -> None:
         return
     request = read_question(invocation, question)
     # A bad picture is reported before the plan, which takes seconds to probe the machine.
-    check_pictures(invocation, question.images)
+    open_image = read_pictures(invocation, question.images)
     spec = _answering_spec(invocation, request)
     clock = invocation.services.clock
     started = clock()
     with opened_engine(invocation, spec) as engine:
         loaded = clock()
-        prepared = engine.prepare(request)
+        prepared = engine.prepare(request, open_image=open_image)
         times = _Times(loaded - started, clock() - loaded)
         finish, is_empty = _respond(invocation, engine, prepared, times, question.images)
     if question.form is not None and finish == "length":

@@ -1,8 +1,10 @@
-"""The checks of pictures and videos before a model is loaded."""
+"""Pictures and videos of a question: read and checked before the model is loaded."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from idefics_cli.cli.invocation import Invocation
 from idefics_cli.cli.model_choice import image_limits
@@ -11,35 +13,68 @@ from idefics_cli.core.sources import describe_source, kind_of_source
 from idefics_cli.core.types import Attachment
 from idefics_cli.models.families.spec import find_family
 
+if TYPE_CHECKING:
+    from idefics_cli.engine.protocol import OpenImage
+    from idefics_cli.images.media import Media
 
-def check_pictures(invocation: Invocation, attachments: Sequence[Attachment]) -> None:
-    """Open the pictures that are files, so that a bad one is found before the model is loaded.
 
-    A note says which page or frame of a file the model sees. Downloads, stdin and the clipboard are
-    not checked, because the engine reads them later, and a second read could give another picture.
-    JPEGs are decoded at an eighth of their size. That is quick, and finds most defects. Of a video,
-    the header and the first frame are read.
+def read_pictures(invocation: Invocation, attachments: Sequence[Attachment]) -> OpenImage | None:
+    """Open the pictures, so that a bad one is found before the model is loaded.
+
+    A note says which page or frame of a file the model sees. JPEGs are decoded at an eighth of
+    their size. That is quick, and finds most defects. Of a video, the header and the first frame
+    are read. What is no file is read once, because a second read could give another picture.
+
+    Returns:
+        What opens the pictures for the engine; None if the engine can open them itself.
 
     Raises:
         ImageError: If a picture cannot be opened or is over a limit, or if it is a video and the
             model takes none.
     """
     if not attachments:
-        return
-    from idefics_cli.images.loader import shown_part
+        return None
+    from idefics_cli.chat.attachments import FileData
     from idefics_cli.images.media import MediaLoader, first_image
-    from idefics_cli.images.sources import ImageSources
 
+    settings = invocation.settings
     check_videos(invocation, [attachment.source for attachment in attachments])
-    limits = image_limits(invocation.settings)
-    loader = MediaLoader(limits)
+    are_files = all(_is_file(attachment.source) for attachment in attachments)
+    loader = MediaLoader(
+        image_limits(settings),
+        offline=settings.offline,
+        stdin=invocation.services.stdin,
+        takes_videos=are_files or takes_videos(invocation),
+    )
+    read: dict[str, bytes] = {}
+
+    def open_image(attachment: Attachment, draft_edge: int) -> Media:
+        if (data := read.get(attachment.source)) is None:
+            return loader.open_media(attachment, draft_edge=draft_edge)
+        stream = io.BytesIO(data)
+        return loader.open_media_stream(stream, attachment.source, draft_edge=draft_edge)
+
     for attachment in attachments:
         source = attachment.source
-        if _is_file(source):
-            first_image(loader.open_media(attachment, draft_edge=1)).close()
-            with ImageSources(limits, offline=True, stdin=None).open(source) as stream:
-                if part := shown_part(stream):
-                    invocation.console.note(f"of `{describe_source(source)}` the model sees {part}")
+        if not _is_file(source) and source not in read:
+            with invocation.console.status(f"reading {describe_source(source)}"):
+                read[source] = loader.read_bytes(attachment)
+        first_image(open_image(attachment, 1)).close()
+        _tell_part(invocation, source, read.get(source))
+    if are_files:
+        return None
+    return FileData(open_image, lambda each: read.get(each.source) or loader.read_bytes(each))
+
+
+def _tell_part(invocation: Invocation, source: str, data: bytes | None) -> None:
+    """Show a note if the model sees a page or frame of a file; *data* is its bytes, if known."""
+    from idefics_cli.images.loader import shown_part
+    from idefics_cli.images.sources import ImageSources
+
+    opener = ImageSources(image_limits(invocation.settings), offline=True, stdin=None)
+    with opener.open(source) if data is None else io.BytesIO(data) as stream:
+        if part := shown_part(stream):
+            invocation.console.note(f"of `{describe_source(source)}` the model sees {part}")
 
 
 def check_videos(invocation: Invocation, sources: Sequence[str]) -> None:

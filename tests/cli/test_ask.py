@@ -23,10 +23,12 @@ from idefics_cli.core.errors import (
 from idefics_cli.core.types import (
     Attachment,
     GenerationRequest,
+    ImageLimits,
     Message,
     Part,
     Sampling,
 )
+from idefics_cli.images import download
 from tests.support.commands import Terminal, World, run
 from tests.support.fakes import FakeEngine
 
@@ -36,6 +38,25 @@ def picture(tmp_path: Path) -> str:
     path = tmp_path / "x.png"
     Image.new("RGB", (8, 6), "red").save(path)
     return str(path)
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every URL has a picture. Return those that were fetched."""
+    fetched: list[str] = []
+
+    def fetch(url: str, limits: ImageLimits) -> bytes:
+        fetched.append(url)
+        return png()
+
+    monkeypatch.setattr(download, "download", fetch)
+    return fetched
 
 
 PICTURE = ("-i", "https://x.org/a.png")
@@ -290,12 +311,26 @@ def test_a_terminal_on_stdin_is_not_read() -> None:
     assert asked(world).messages == (Message("user", ("Hi",)),)
 
 
-def test_a_picture_on_stdin_is_left_to_the_engine() -> None:
-    stdin = io.BytesIO(b"\x89PNG picture")
+def test_what_is_no_file_is_read_once_before_the_model_is_loaded(downloads: list[str]) -> None:
+    stdin = io.BytesIO(png())
     world = World(FakeEngine("x"), stdin=stdin)
-    assert tuple(run("ask", "Hi", "-i", "-", services=world.services)) == (0, "x\n", "")
-    assert asked(world).attachments == (Attachment("-"),)
-    assert stdin.tell() == 0
+    url = "https://x.org/a.png"
+    ran = run("ask", "Hi", "-i", "-", "-i", url, "-i", url, services=world.services)
+    assert tuple(ran) == (0, "x\n", "")
+    assert asked(world).attachments == (Attachment("-"), Attachment(url), Attachment(url))
+    assert downloads == [url]
+
+    world = World(FakeEngine(), stdin=io.BytesIO(b"no picture"))
+    ran = run("ask", "Hi", "-i", "-", services=world.services)
+    assert ran.code == 1
+    assert ran.err.startswith("error: cannot read `stdin`: ")
+    assert world.specs == []
+
+
+def test_an_unknown_model_is_told_before_anything_is_fetched(downloads: list[str]) -> None:
+    world = World(FakeEngine(), facts_error=ModelError("unknown model `x`"))
+    assert run("ask", "Hi", *PICTURE, services=world.services).code == 1
+    assert downloads == []
 
 
 def test_the_sampling_is_that_of_the_settings() -> None:
