@@ -136,19 +136,25 @@ def plan_for(
 
     Args:
         invocation: The call, with its settings.
-        machine: Description of this machine; None probes it.
+        machine: Description of this machine; None probes it, to run the model.
         facts: Description of the model; None looks the model up.
 
     Raises:
-        ModelError: If the model is unknown or missing.
+        ModelError: If the model is unknown or missing; or if it is to run, must be downloaded, and
+            the network is switched off.
         PlanError: If this machine cannot run an explicit choice.
     """
+    from idefics_cli.models.hub.errors import not_cached
     from idefics_cli.models.planning.plan import make_plan
 
     invocation = with_base_model(invocation)
     services = invocation.services
     facts = facts or find_facts(invocation)
-    choices = plan_choices(invocation.settings)
+    settings = invocation.settings
+    runs = machine is None and not settings.dry_run
+    if runs and facts.folder is None and settings.offline:
+        raise not_cached(facts.repo, facts.revision)
+    choices = plan_choices(settings)
     # The probe imports torch, which takes seconds.
     with invocation.console.status("starting"):
         machine = machine or services.probe()
@@ -223,15 +229,10 @@ def report_warnings(invocation: Invocation, plan: Plan) -> None:
         ModelError: If the model must be downloaded, and the network is switched off, the disk is
             too full, or the user declines.
     """
-    from idefics_cli.models.hub.errors import not_cached
-
-    is_missing = plan.facts.folder is None
-    if is_missing and invocation.settings.offline:
-        raise not_cached(plan.facts.repo, plan.facts.revision)
     # The warnings come first, because an adapter for another model makes a download useless.
     for warning in plan.warnings:
         invocation.console.warn(warning)
-    if is_missing:
+    if plan.facts.folder is None:
         confirm_download(invocation, plan.facts)
 
 

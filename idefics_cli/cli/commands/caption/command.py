@@ -10,7 +10,12 @@ import typer
 from idefics_cli.cli import options
 from idefics_cli.cli.commands.caption.cluster import find_workers
 from idefics_cli.cli.commands.caption.devices import Workers, warm_up
-from idefics_cli.cli.commands.caption.inputs import CaptionTarget, Inputs, caption_job
+from idefics_cli.cli.commands.caption.inputs import (
+    CaptionTarget,
+    Inputs,
+    caption_job,
+    check_replies,
+)
 from idefics_cli.cli.commands.caption.job import show_job
 from idefics_cli.cli.commands.caption.outputs import chosen_output, show_output_notes
 from idefics_cli.cli.commands.caption.rehearsal import show_run
@@ -127,9 +132,10 @@ def caption(
         return
     chosen = find_shard(invocation, given, destination)
     (destination.of_shard(chosen.shard) if chosen else destination).check_place()
+    questions = given.questions(invocation)
+    check_replies(invocation.settings, questions, form)
     if warm := warm_up(invocation):
         context.call_on_close(warm.close)
-    questions = given.questions(invocation)
     shown = read_examples(invocation, example or (), examples or ())
     banned = banned_words(ban or ())
     listing = given.listing(invocation, questions, tars_of(chosen, destination))

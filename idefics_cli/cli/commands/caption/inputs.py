@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from idefics_cli.caption.output import CaptionOutput
     from idefics_cli.cli.examples import Example
     from idefics_cli.config.settings import Settings
-    from idefics_cli.core.types import Sampling
     from idefics_cli.engine.schema.form import ReplyForm
     from idefics_cli.models.planning.plan import Need, Plan
 
@@ -212,7 +211,6 @@ def caption_job(
     if not questions:
         questions = (CaptionQuestion(_usual_prompt(invocation, spec)),)
     chosen = sampling(settings, default_tokens=CAPTION_TOKENS)
-    _check_replies(settings, questions, chosen, form)
     job = CaptionJob(
         pictures=listing.pictures,
         questions=questions,
@@ -258,16 +256,17 @@ def _with_examples(job: CaptionJob, examples: Sequence[Example]) -> CaptionJob:
     return replace(job, shots=job.make_shots(shown))
 
 
-def _check_replies(
-    settings: Settings,
-    questions: Sequence[CaptionQuestion],
-    chosen: Sampling,
-    form: ReplyForm | None,
+def check_replies(
+    settings: Settings, questions: Sequence[CaptionQuestion], form: ReplyForm | None
 ) -> None:
-    """Check that samples differ, and that nothing changes replies that have a *form*."""
+    """Check that samples differ, and that nothing changes replies that have a *form*.
+
+    Raises:
+        UsageError: If not.
+    """
     from idefics_cli.caption.job import check_form, check_samples
 
-    check_samples(settings.samples, chosen)
+    check_samples(settings.samples, sampling(settings, default_tokens=CAPTION_TOKENS))
     if form is None:
         return
     check_form(form, questions, settings.samples)
