@@ -60,8 +60,9 @@ def describe_resumed(conversation: Conversation, *, model: str, folder: Path) ->
         folder: As for `describe_staged`.
     """
     count, pictures = len(conversation.turns), len(conversation.pictures)
+    name = f"`{conversation.title}`" if conversation.title else "a chat"
     lines = [
-        f"continuing {conversation.title or 'a chat'}: {counted(count, 'question')}, "
+        f"continuing {name}: {counted(count, 'question')}, "
         + counted(pictures, "picture")
     ]
     if conversation.system:

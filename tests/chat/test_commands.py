@@ -296,7 +296,7 @@ def test_a_saved_chat_is_loaded_with_what_was_said(tmp_path: Path, pictures: Pat
     first.chat.turns.session.close()
     second = world(tmp_path, "Two.")
     _, err, _ = second.talk("/load trip", "b")
-    assert "continuing trip: 1 question, 1 picture\n> a\nOne.\n" in err
+    assert "continuing `trip`: 1 question, 1 picture\n> a\nOne.\n" in err
     (request,) = second.engine.requests
     assert [m.text for m in request.messages] == ["a", "One.", "b"]
     assert len(request.attachments) == 1
@@ -308,7 +308,7 @@ def test_a_loaded_chat_tells_its_instruction_and_settings(tmp_path: Path) -> Non
     first.chat.turns.session.close()
     _, err, _ = world(tmp_path).talk("/load trip")
     assert (
-        "continuing trip: 1 question, 0 pictures\ninstruction: Be brief.\n"
+        "continuing `trip`: 1 question, 0 pictures\ninstruction: Be brief.\n"
         "settings: temperature = 0.5, plain = on\n> a\nOne.\n"
     ) in err
 

@@ -115,7 +115,7 @@ def test_a_conversation_goes_on_with_its_model(
     person += ["And?"]
     here = world(tmp_path, "A dog.")
     ran = chat(here, *again)
-    assert "continuing trip: 1 question, 0 pictures\n> What?\nA cat.\n" in ran.err
+    assert "continuing `trip`: 1 question, 0 pictures\n> What?\nA cat.\n" in ran.err
     assert [m.text for m in here.engine.requests[0].messages] == ["What?", "A cat.", "And?"]
     assert here.looked_up == ["smolvlm-2.2b"]
 
