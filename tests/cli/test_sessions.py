@@ -54,7 +54,7 @@ def test_the_list_is_a_table_with_the_last_one_first(run: Run, tmp_path: Path) -
     new = make(tmp_path, text="What\nis " + "it " * 40)
     ran = run()
     header, first, second = ran.out.splitlines()
-    assert header.split() == ["ID", "CHANGED", "TURNS", "PICTURES", "MODEL"]
+    assert header.split() == ["ID", "CHANGED", "TURNS", "PICTURES", "MODEL", "TITLE"]
     assert first.startswith(f"{new}  ")
     assert first.endswith("…")
     assert second.startswith(f"{old}  ")

@@ -215,7 +215,7 @@ def _print(invocation: Invocation, infos: list[SessionInfo]) -> None:
         return
     if not infos:
         return
-    rows = [("ID", "CHANGED", "TURNS", "PICTURES", "MODEL", "")]
+    rows = [("ID", "CHANGED", "TURNS", "PICTURES", "MODEL", "TITLE")]
     rows += [
         (
             info.id,
