@@ -61,10 +61,7 @@ def describe_resumed(conversation: Conversation, *, model: str, folder: Path) ->
     """
     count, pictures = len(conversation.turns), len(conversation.pictures)
     name = f"`{conversation.title}`" if conversation.title else "a chat"
-    lines = [
-        f"continuing {name}: {counted(count, 'question')}, "
-        + counted(pictures, "picture")
-    ]
+    lines = [f"continuing {name}: {counted(count, 'question')}, " + counted(pictures, "picture")]
     if conversation.system:
         lines.append(f"instruction: {shorten(conversation.system, 200)}")
     changed = {key: value for key, value in conversation.settings.items() if value is not None}

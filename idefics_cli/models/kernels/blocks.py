@@ -1,4 +1,4 @@
-"""Code that kernels share: outputs of a block, prefetching, and the scale of numbers to round."""
+"""Code that kernels share: pieces of work, prefetching, and the scale of numbers to round."""
 
 from __future__ import annotations
 
@@ -18,6 +18,57 @@ def first_output(code: Code, block: ir.Value, outputs: ir.Value, size: int) -> i
     """
     first = code.builder.mul(block, code.number(size))
     return code.smaller(first, code.builder.sub(outputs, code.number(size)))
+
+
+def rows_of_piece(count: int, *, most: int, step: int) -> int:
+    """Return how many of *count* rows a piece has: up to *most*, and a multiple of *step*.
+
+    All pieces but the last have this number, and they are as equal as they can be.
+    """
+    pieces = -(-count // most)
+    return -(-count // (pieces * step)) * step
+
+
+class RowsAndOutputs(NamedTuple):
+    """The rows and the outputs of a piece of a product.
+
+    Attributes:
+        first_row: Number of the first row.
+        rows: Number of rows.
+        first: Number of the first output, or block of outputs.
+        stop: One more than the number of the last of them.
+    """
+
+    first_row: ir.Value
+    rows: ir.Value
+    first: ir.Value
+    stop: ir.Value
+
+
+def find_piece(
+    code: Code,
+    piece: ir.Value,
+    rows: tuple[ir.Value, ir.Value],
+    outputs: tuple[ir.Value, int],
+) -> RowsAndOutputs:
+    """Return the rows and outputs of *piece*; pieces with the same rows follow each other.
+
+    Args:
+        code: Where the code is written.
+        piece: Number of the piece, from 0.
+        rows: Number of all rows, and of those of a piece.
+        outputs: Number of all outputs, or blocks of outputs, and of those of a piece.
+    """
+    build, (total, most) = code.builder, outputs
+    parts = build.udiv(build.add(total, code.number(most - 1)), code.number(most))
+    first_row = build.mul(build.udiv(piece, parts), rows[1])
+    first = build.mul(build.urem(piece, parts), code.number(most))
+    return RowsAndOutputs(
+        first_row,
+        code.smaller(rows[1], build.sub(rows[0], first_row)),
+        first,
+        code.smaller(build.add(first, code.number(most)), total),
+    )
 
 
 class Distance(NamedTuple):

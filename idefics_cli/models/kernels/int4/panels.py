@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from idefics_cli.models.kernels.blocks import find_piece, rows_of_piece
 from idefics_cli.models.kernels.byte_dots import add_byte_pairs, add_pairs, has_dots
 from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.int4.layout import (
@@ -67,8 +68,7 @@ def product(numbers: Tensor, scales: Tensor, packed: Tensor) -> Tensor:
     """
     count, blocks, groups = len(numbers), len(packed), scales.shape[1]
     out = torch.empty(count, blocks * LANES)
-    tiles = -(-count // _MOST_ROWS)
-    together = -(-count // (tiles * _ROWS_TOGETHER)) * _ROWS_TOGETHER
+    together = rows_of_piece(count, most=_MOST_ROWS, step=_ROWS_TOGETHER)
     pieces = -(-count // together) * -(-blocks // _BLOCKS)
     sizes = (count, together, groups, blocks, GROUP // 4)
     _product(pieces, *sizes, *(each.data_ptr() for each in (packed, numbers, scales, out)))
@@ -104,22 +104,18 @@ class _Int4PanelProduct(NamedTuple):
 
 def _write_product(code: Code, piece: ir.Value, arguments: Sequence[ir.Value]) -> None:
     """Write the code that multiplies some rows by up to 64 outputs."""
-    given, build = _Int4PanelProduct(*arguments), code.builder
-    over = build.add(given.blocks, code.number(_BLOCKS - 1))
-    parts = build.udiv(over, code.number(_BLOCKS))
-    first_row = build.mul(build.udiv(piece, parts), given.together)
-    first_block = build.mul(build.urem(piece, parts), code.number(_BLOCKS))
-    rows = code.smaller(given.together, build.sub(given.rows, first_row))
-    stop = code.smaller(build.add(first_block, code.number(_BLOCKS)), given.blocks)
+    given = _Int4PanelProduct(*arguments)
+    rows, blocks = (given.rows, given.together), (given.blocks, _BLOCKS)
+    mine = find_piece(code, piece, rows, blocks)
     panel = code.room(_PANEL_BYTES * _GROUPS)
     with (
         code.loop(code.number(0), given.groups, _GROUPS) as first,
-        code.loop(first_block, stop) as block,
+        code.loop(mine.first, mine.stop) as block,
     ):
         writer = _Int4Panel(code, given, block, first)
         writer.write_panel(panel)
-        for row, count in code.portions(rows, (_ROWS_TOGETHER, 1)):
-            writer.write_rows(panel, build.add(first_row, row), count)
+        for row, count in code.portions(mine.rows, (_ROWS_TOGETHER, 1)):
+            writer.write_rows(panel, code.builder.add(mine.first_row, row), count)
 
 
 class _Int4Panel:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from idefics_cli.models.kernels import jit
+from idefics_cli.models.kernels.blocks import find_piece, rows_of_piece
 from idefics_cli.models.kernels.byte_dots import add_pairs, has_dots
 from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.int8.rounding import EXTRA_BYTES, round_rows, row_bytes
@@ -69,8 +70,7 @@ def product(rows: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) ->
     bias = torch.zeros(outputs) if bias is None else bias.contiguous()
     out = torch.empty(count, outputs)
     tensors = (rounded, weight, scale, bias, out)
-    blocks = -(-count // _MOST_ROWS)
-    together = -(-count // (blocks * _ROWS_TOGETHER)) * _ROWS_TOGETHER
+    together = rows_of_piece(count, most=_MOST_ROWS, step=_ROWS_TOGETHER)
     pieces = -(-count // together) * -(-outputs // _OUTPUTS)
     _product(pieces, count, together, width, outputs, *(each.data_ptr() for each in tensors))
     return out
@@ -118,21 +118,17 @@ class _PanelProduct(NamedTuple):
 def _write_product(code: Code, piece: ir.Value, arguments: Sequence[ir.Value]) -> None:
     """Write the code that multiplies some rows by up to 64 outputs."""
     given, build = _PanelProduct(*arguments), code.builder
-    over = build.add(given.outputs, code.number(_OUTPUTS - 1))
-    parts = build.udiv(over, code.number(_OUTPUTS))
-    first_row = build.mul(build.udiv(piece, parts), given.together)
-    first_output = build.mul(build.urem(piece, parts), code.number(_OUTPUTS))
-    rows = code.smaller(given.together, build.sub(given.rows, first_row))
-    outputs = code.smaller(code.number(_OUTPUTS), build.sub(given.outputs, first_output))
+    rows, outputs = (given.rows, given.together), (given.outputs, _OUTPUTS)
+    mine = find_piece(code, piece, rows, outputs)
     panel = code.room(2 * _COLUMNS * _panel_outputs())
     with code.loop(code.number(0), given.width, _COLUMNS) as start:
         left = build.sub(given.width, start)
         columns = _Columns(start, code.smaller(code.number(_COLUMNS), left))
-        with code.loop(code.number(0), outputs, _panel_outputs()) as output:
-            block = _PanelBlock(code, given, columns, build.add(first_output, output))
+        with code.loop(mine.first, mine.stop, _panel_outputs()) as output:
+            block = _PanelBlock(code, given, columns, output)
             block.write_panel(panel)
-            for row, count in code.portions(rows, (_ROWS_TOGETHER, 2, 1)):
-                block.write_rows(panel, build.add(first_row, row), count)
+            for row, count in code.portions(mine.rows, (_ROWS_TOGETHER, 2, 1)):
+                block.write_rows(panel, build.add(mine.first_row, row), count)
 
 
 class _Columns(NamedTuple):
