@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
+from itertools import chain
 from threading import Lock
 from typing import Any, cast
 
@@ -54,10 +55,11 @@ class BoundedTemplate:
 
     Args:
         processor: Processor of the checkpoint, with a template.
+        budget: A rendering may cost this many characters.
     """
 
-    def __init__(self, processor: Processor) -> None:
-        self._processor = processor
+    def __init__(self, processor: Processor, *, budget: int = _BUDGET) -> None:
+        self._processor, self._budget = processor, budget
         self._template: Template | None = None
         self._lock = Lock()
 
@@ -73,7 +75,7 @@ class BoundedTemplate:
         with self._lock:  # the budget is that of one rendering
             if self._template is None:
                 self._template = _compile(str(self._processor.chat_template))
-            cast("_BoundedEnvironment", self._template.environment).left = _BUDGET
+            cast("_BoundedEnvironment", self._template.environment).left = self._budget
             return self._template.render(
                 messages=conversation,
                 tools=None,
@@ -236,22 +238,25 @@ def _size(value: object) -> int:
     Raises:
         TemplateTooLarge: If they are more than any prompt has.
     """
-    total, rest = 0, [value]
-    while rest:
-        part = rest.pop()
-        if isinstance(part, Namespace):
-            part = object.__getattribute__(part, "_Namespace__attrs")
-        if isinstance(part, str | bytes):
-            total += len(part)
-        elif isinstance(part, int):
-            total += part.bit_length() // 3 + 1
-        elif isinstance(part, Mapping):
-            total += len(part) + 1
-            rest += [*part.keys(), *part.values()]
-        elif isinstance(part, list | tuple | set | frozenset):
-            total += len(part) + 1
-            rest += part
-        _check(total)
+    total, held = 0, cast("dict[int, list[Any]]", {0: [(value,), 1]})
+    while held:
+        # A list may hold another one many times, which again holds many: each counts as often as
+        # it is held, but is read once.
+        inner: dict[int, list[Any]] = {}
+        for parts, times in held.values():
+            for part in parts:
+                if isinstance(part, Namespace):
+                    part = object.__getattribute__(part, "_Namespace__attrs")
+                if isinstance(part, str | bytes):
+                    total += times * len(part)
+                elif isinstance(part, int):
+                    total += times * (part.bit_length() // 3 + 1)
+                elif isinstance(part, Mapping | list | tuple | set | frozenset):
+                    total += times * (len(part) + 1)
+                    items = chain(part, part.values()) if isinstance(part, Mapping) else part
+                    inner.setdefault(id(part), [items, 0])[1] += times
+            _check(total)
+        held = inner
     return total
 
 

@@ -55,17 +55,19 @@ def test_ordinary_templates_render_as_in_the_library(
 DOUBLED = (
     "{{% set ns = namespace(s={0}) %}}{{% for i in range(99) %}}{1}{{% endfor %}}{{{{ ns.s }}}}"
 )
+LONG_LOOP = (
+    "{{% for i in range(100000) %}}{{% for j in range(100000) %}}{0}{{% endfor %}}{{% endfor %}}"
+)
 BOMBS = [
     "{{ 'x' * 10**10 }}",
     "{{ 10**10 * [0] }}",
     "{{ 10**(10**10) }}",
-    "{% for i in range(100000) %}{% for j in range(100000) %}xxxx{% endfor %}{% endfor %}",
+    LONG_LOOP.format("x" * 4000),
     DOUBLED.format("'xx'", "{% set ns.s = ns.s ~ ns.s %}"),
     DOUBLED.format("'xx'", "{% set ns.s = ns.s + ns.s %}"),
     DOUBLED.format("'xx'", "{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}"),
     DOUBLED.format("['xx']", "{% set ns.s = [ns.s, ns.s] %}"),
     DOUBLED.format("['xx']", "{% set ns.s = ns.s * 100 %}") + "{{ ns }}",
-    "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}xx{% endmacro %}{{ m(60) }}",
     "{{ 'x' | center(10**10) }}",
     "{{ 'x'.ljust(10**10) }}",
     "{{ 'a' | indent(10**10, true) }}",
@@ -87,12 +89,31 @@ BOMBS = [
 ]  # fmt: skip
 
 
+def processor_of(template: str) -> Processor:
+    tokenizer = SimpleNamespace(special_tokens_map={})
+    processor: Processor = SimpleNamespace(chat_template=template, tokenizer=tokenizer)
+    return processor
+
+
 @pytest.mark.parametrize("template", BOMBS)
 def test_a_template_that_takes_too_much_is_refused_in_little_memory(template: str) -> None:
-    tokenizer = SimpleNamespace(special_tokens_map={})
-    processor = SimpleNamespace(chat_template=template, tokenizer=tokenizer)
-    given: Processor = processor
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(TemplateTooLarge):
-        BoundedTemplate(given).apply_chat_template(CONVERSATION, add_generation_prompt=True)
+        BoundedTemplate(processor_of(template)).apply_chat_template(
+            CONVERSATION, add_generation_prompt=True
+        )
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000  # KiB
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LONG_LOOP.format(""),
+        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}"
+        "{{ m(60) }}",
+    ],
+)
+def test_steps_without_output_spend_the_budget_too(template: str) -> None:
+    bounded = BoundedTemplate(processor_of(template), budget=10**7)
+    with pytest.raises(TemplateTooLarge, match="too many steps"):
+        bounded.apply_chat_template(CONVERSATION, add_generation_prompt=True)
