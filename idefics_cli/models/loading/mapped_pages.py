@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from bisect import bisect_right
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -21,14 +21,17 @@ _FIELDS = 5
 
 
 class MappedPages:
-    """The files that are mapped into this process now; none on systems other than Linux.
+    """The files that are mapped into this process; none on systems other than Linux.
+
+    They are listed when the first tensor of a page or more is given back: the list of a process
+    with many libraries takes some milliseconds.
 
     Args:
         maps: The file in which the system lists them.
     """
 
     def __init__(self, maps: Path = _MAPS) -> None:
-        self._ranges = sorted(_ranges(maps))
+        self._maps = maps
 
     def give_back(self, tensor: Tensor) -> None:
         """Remove the pages of *tensor* from memory, if they are mapped from a file.
@@ -37,18 +40,21 @@ class MappedPages:
         the memory of *tensor* again: a change that was made there is lost.
         """
         first, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-        place = bisect_right(self._ranges, (first, first + size)) - 1
-        if size and tensor.is_contiguous() and self._holds(place, first, first + size):
-            # Pages that hold something else, too, stay.
-            start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
-            stop = (first + size) // mmap.PAGESIZE * mmap.PAGESIZE
-            if start < stop:
-                # The result does not matter: at worst, the pages stay in memory.
-                _library().madvise(
-                    ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED
-                )
+        # Pages that hold something else, too, stay.
+        start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
+        stop = (first + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        if start < stop and tensor.is_contiguous() and self._holds(first, first + size):
+            # The result does not matter: at worst, the pages stay in memory.
+            _library().madvise(
+                ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED
+            )
 
-    def _holds(self, place: int, first: int, stop: int) -> bool:
+    @cached_property
+    def _ranges(self) -> list[tuple[int, int]]:
+        return sorted(_ranges(self._maps))
+
+    def _holds(self, first: int, stop: int) -> bool:
+        place = bisect_right(self._ranges, (first, stop)) - 1
         if not 0 <= place < len(self._ranges):
             return False
         start, end = self._ranges[place]
