@@ -7,6 +7,7 @@ import pickle
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 import jsonschema_rs
 import pytest
@@ -24,6 +25,7 @@ from tests.support.recording import CpuCapture, gpu_inference
 from tests.support.serving import serve_all, tokens_of
 
 EngineOf = Callable[[str], LocalEngine]
+AloneOf = Callable[[str], list[tuple[int, ...]]]
 FAMILIES = ("idefics", "idefics2", "idefics3", "smolvlm2")
 SCHEMA = {
     "type": "object",
@@ -63,6 +65,17 @@ def mixed() -> list[Prepared]:
     ]
 
 
+@pytest.fixture(scope="module")
+def alone_of(endless: EngineOf) -> AloneOf:
+    """Return a function from a kind to the replies to `mixed` one by one."""
+
+    @cache
+    def get(kind: str) -> list[tuple[int, ...]]:
+        return [endless(kind).complete([each])[0].token_ids for each in mixed()]
+
+    return get
+
+
 def check(answers: list[Completion]) -> None:
     for answer in answers[0::3]:
         assert answer.finish == "stop"
@@ -74,13 +87,11 @@ def check(answers: list[Completion]) -> None:
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_mixed_batch_matches_and_leaves_free_replies_as_they_are(
-    kind: str, endless: EngineOf
+    kind: str, endless: EngineOf, alone_of: AloneOf
 ) -> None:
-    engine, batch = endless(kind), mixed()
-    answers = engine.complete(batch)
+    answers = endless(kind).complete(mixed())
     check(answers)
-    alone = [engine.complete([each])[0].token_ids for each in batch]
-    assert [answer.token_ids for answer in answers] == alone
+    assert [answer.token_ids for answer in answers] == alone_of(kind)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -126,10 +137,9 @@ def test_a_reply_begins_with_the_space_of_its_chat_format(kind: str, endless: En
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_replies_that_give_way_go_on_where_their_grammar_was(
-    kind: str, endless: EngineOf, monkeypatch: pytest.MonkeyPatch
+    kind: str, endless: EngineOf, alone_of: AloneOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, batch = endless(kind), mixed()
-    expected = [engine.complete([each])[0].token_ids for each in batch]
+    engine, expected = endless(kind), alone_of(kind)
     choose_tokens = Scores.choose_tokens
     calls = 0
 
@@ -141,7 +151,7 @@ def test_replies_that_give_way_go_on_where_their_grammar_was(
         choose_tokens(self, rows)
 
     monkeypatch.setattr(Scores, "choose_tokens", fail_at_times)
-    outcomes = serve_all(engine, batch, slots=4)
+    outcomes = serve_all(engine, mixed(), slots=4)
     assert tokens_of(outcomes) == expected
     assert calls > 15
 

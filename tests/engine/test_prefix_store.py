@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 
 import pytest
 import torch
@@ -21,6 +22,11 @@ def _states(count: int) -> DynamicCache:
     numbers = torch.arange(count, dtype=torch.float32).view(1, 1, count, 1)
     cache.update(numbers, -numbers, 0)
     return cache
+
+
+@cache
+def _bytes_of(count: int) -> int:
+    return cache_bytes(_states(count))
 
 
 def _shared(one: Sequence[PrefixKey], other: Sequence[PrefixKey]) -> int:
@@ -50,7 +56,7 @@ def test_any_walk_finds_the_longest_shared_beginning(seed: int) -> None:
         else:
             store.keep_prefix(keys, _states(len(keys)))
         assert len(store) == len(kept)
-        assert store.held_bytes == sum(cache_bytes(_states(len(each))) for each in kept)
+        assert store.held_bytes == sum(_bytes_of(len(each)) for each in kept)
 
 
 def test_the_least_recently_used_conversations_are_dropped_first() -> None:

@@ -35,9 +35,10 @@ from tests.support.prompts import CONVERSATIONS, as_request, ask, endless_infere
 from tests.support.recording import gpu_inference
 
 EngineOf = Callable[[str], LocalEngine]
-AloneOf = Callable[[str, Sampling], list[tuple[int, ...]]]
+AloneOf = Callable[[str, Sequence[Sampling], int], list[tuple[int, ...]]]
 GREEDY = Sampling()
 DRAWN = Sampling(temperature=1.0, seed=3)
+MIXED = (GREEDY, DRAWN)
 FAMILIES = ("idefics", "idefics2", "idefics3", "smolvlm2")
 WAYS: dict[str, Callable[[Loaded], Inference]] = {
     "slots": endless_inference,
@@ -46,14 +47,21 @@ WAYS: dict[str, Callable[[Loaded], Inference]] = {
 }
 
 
-def requests_of(engine: LocalEngine, sampling: Sampling, count: int = 16) -> list[Prepared]:
-    """Return requests with none to three pictures, and replies of many lengths."""
+def requests_of(
+    engine: LocalEngine, samplings: Sequence[Sampling], count: int = 16
+) -> list[Prepared]:
+    """Return requests with none to three pictures, and replies of many lengths.
+
+    *samplings* take turns.
+    """
     turns = list(CONVERSATIONS.values())
     return [
         as_request(
             engine,
             turns[number % len(turns)],
-            sampling=replace(sampling, max_new_tokens=3 + number * 5 % 17),
+            sampling=replace(
+                samplings[number % len(samplings)], max_new_tokens=3 + number * 5 % 17
+            ),
         )
         for number in range(count)
     ]
@@ -74,8 +82,8 @@ def alone_of(endless: EngineOf) -> AloneOf:
     """Return the tokens of the requests of a kind, each alone, which are computed once."""
 
     @cache
-    def get(kind: str, sampling: Sampling) -> list[tuple[int, ...]]:
-        return alone(endless(kind), requests_of(endless(kind), sampling))
+    def get(kind: str, samplings: Sequence[Sampling], count: int) -> list[tuple[int, ...]]:
+        return alone(endless(kind), requests_of(endless(kind), samplings, count))
 
     return get
 
@@ -104,23 +112,20 @@ def test_sixteen_threads_get_the_replies_that_each_gets_alone(
     kind: str, opened: EngineOf, alone_of: AloneOf
 ) -> None:
     engine = opened(kind)
-    for sampling in (GREEDY, DRAWN):
-        requests = requests_of(engine, sampling)
-        expected = alone_of(kind, sampling)
-        got: dict[int, Completion] = {}
+    requests = requests_of(engine, MIXED)
+    expected = alone_of(kind, MIXED, len(requests))
+    got: dict[int, Completion] = {}
 
-        def work(
-            index: int, requests: Sequence[Prepared] = requests, got: dict[int, Completion] = got
-        ) -> None:
-            urgency: Urgency = "batch" if index % 3 == 0 else "interactive"
-            got[index] = Asked(engine, requests[index], urgency=urgency).completion()
+    def work(index: int) -> None:
+        urgency: Urgency = "batch" if index % 3 == 0 else "interactive"
+        got[index] = Asked(engine, requests[index], urgency=urgency).completion()
 
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(requests))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert [got[i].token_ids for i in range(len(requests))] == expected
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[i].token_ids for i in range(len(requests))] == expected
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
@@ -133,8 +138,8 @@ def test_replies_that_give_way_go_on_with_their_next_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = opened(kind)
-    requests = requests_of(engine, sampling, 5)
-    expected = alone_of(kind, sampling)[:5]
+    requests = requests_of(engine, [sampling], 5)
+    expected = alone_of(kind, (sampling,), 5)
     choose_tokens = Scores.choose_tokens
     given: list[int] = []
     calls = 0
@@ -160,8 +165,8 @@ def test_an_error_of_one_reply_costs_the_others_no_token(
     opened: EngineOf, alone_of: AloneOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = opened("idefics2")
-    requests = requests_of(engine, DRAWN, 4)
-    expected = alone_of("idefics2", DRAWN)[:4]
+    requests = requests_of(engine, [DRAWN], 4)
+    expected = alone_of("idefics2", (DRAWN,), 4)
     choose_tokens = Scores.choose_tokens
     broken = ask("Break!", Sampling(max_new_tokens=20, temperature=1.0, seed=1))
 
@@ -290,7 +295,7 @@ def test_kv_states_stay_within_their_budget_and_every_request_is_answered(
     keywords = {"tuning": tuning}
     with reopen(plain, partial(make, **keywords)) as engine:
         longs = [ask("word " * 40, Sampling(max_new_tokens=150)) for _ in range(3)]
-        mixed = [*requests_of(engine, GREEDY, 12), *longs]
+        mixed = [*requests_of(engine, [GREEDY], 12), *longs]
         random.Random(1).shuffle(mixed)
         expected = alone(plain, mixed)
         forwards = Forwards(monkeypatch, engine, lambda: engine.held_kv_bytes)

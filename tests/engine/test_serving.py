@@ -40,20 +40,23 @@ from tests.support.recording import gpu_inference
 from tests.support.serving import LIMITS, Outcomes, serve, serve_all, tokens_of
 
 EngineOf = Callable[[str], LocalEngine]
-Alone = Callable[[str, Sampling], list[tuple[int, ...]]]
+Alone = Callable[[str, Sequence[Sampling]], list[tuple[int, ...]]]
 NAMES = tuple(CONVERSATIONS)
-GREEDY = Sampling()
-DRAWN = Sampling(temperature=1.0, seed=3)
+GREEDY = (Sampling(),)
+MIXED = (*GREEDY, Sampling(temperature=1.0, seed=3))
 SERVING = "idefics_cli.engine.local.serving.giving_way"
 
 
-def mixed(engine: LocalEngine, sampling: Sampling = GREEDY) -> list[Prepared]:
-    """Return requests with none to three pictures, whose replies are of many lengths."""
+def mixed(engine: LocalEngine, samplings: Sequence[Sampling] = GREEDY) -> list[Prepared]:
+    """Return requests with none to three pictures, whose replies are of many lengths.
+
+    *samplings* take turns.
+    """
     return [
         as_request(
             engine,
             CONVERSATIONS[NAMES[number % len(NAMES)]],
-            sampling=replace(sampling, max_new_tokens=limit),
+            sampling=replace(samplings[number % len(samplings)], max_new_tokens=limit),
         )
         for number, limit in enumerate(LIMITS)
     ]
@@ -67,9 +70,9 @@ def alone(checkpoint: Callable[[str], Path]) -> Iterator[Alone]:
     }
 
     @cache
-    def get(kind: str, sampling: Sampling) -> list[tuple[int, ...]]:
+    def get(kind: str, samplings: Sequence[Sampling]) -> list[tuple[int, ...]]:
         engine = engines[kind]
-        return [engine.complete([each])[0].token_ids for each in mixed(engine, sampling)]
+        return [engine.complete([each])[0].token_ids for each in mixed(engine, samplings)]
 
     yield get
     for engine in engines.values():
@@ -120,11 +123,9 @@ def test_each_request_gets_what_it_gets_alone(
     if way != "steps" and kind in ("idefics2-split", "idefics3", "smolvlm"):
         pytest.skip("as idefics2 and smolvlm2")
     engine = served(kind)
-    for sampling in (GREEDY, DRAWN):
-        requests = mixed(engine, sampling)
-        expected = alone(kind, sampling)
-        for slots in (1, 3, 8) if kind == "idefics2" and sampling == GREEDY else (4,):
-            assert tokens_of(serve_all(engine, requests, slots)) == expected
+    requests, expected = mixed(engine, MIXED), alone(kind, MIXED)
+    for slots in (1, 3, 8) if kind == "idefics2" else (4,):
+        assert tokens_of(serve_all(engine, requests, slots)) == expected
     graphs = engine.inference.graphs
     assert (graphs is None) == (way != "recorded steps")
     assert graphs is None or graphs.failure is None

@@ -19,6 +19,8 @@ from tests.support.prompts import Turns, as_request, raw_prompt, reopen
 from tests.support.serving import serve_all, tokens_of
 
 EngineOf = Callable[[str], LocalEngine]
+GREEDY = Sampling(max_new_tokens=9)
+MIXED = (GREEDY, replace(GREEDY, temperature=1.0, seed=5), GREEDY)
 EXAMPLES: Turns = [
     ("user", [0], "What is in this image? Tell me all that you see, from left to right."),
     ("assistant", [], "A red circle above a blue square, on a yellow background."),
@@ -27,20 +29,25 @@ EXAMPLES: Turns = [
 ]
 
 
-def batch_of(engine: LocalEngine, kind: str, sampling: Sampling) -> list[Prepared]:
-    """Return requests of several lengths that begin with the same examples."""
+def batch_of(
+    engine: LocalEngine, kind: str, samplings: Sequence[Sampling] = MIXED
+) -> list[Prepared]:
+    """Return requests of several lengths with *samplings* that begin with the same examples."""
     questions = ["What?", "What is in this image, and where is it?", "Describe it."]
     if kind in tiny.CHATTING:
         return [
             as_request(engine, [*EXAMPLES, ("user", [2 + number % 2], text)], sampling=sampling)
-            for number, text in enumerate(questions)
+            for number, (text, sampling) in enumerate(zip(questions, samplings, strict=True))
         ]
     start = "<image>This is a red circle above a blue square.\n" * 2
     made = [
         raw_prompt(engine, f"{start}<image>{text}", [0, 1, 2 + number])
         for number, text in enumerate(questions)
     ]
-    return [replace(each, request=replace(each.request, sampling=sampling)) for each in made]
+    return [
+        replace(each, request=replace(each.request, sampling=sampling))
+        for each, sampling in zip(made, samplings, strict=True)
+    ]
 
 
 @contextmanager
@@ -64,17 +71,11 @@ def ids_of(answers: Sequence[Completion]) -> list[tuple[int, ...]]:
     return [answer.token_ids for answer in answers]
 
 
-@pytest.mark.parametrize(
-    "sampling",
-    [Sampling(max_new_tokens=9), Sampling(temperature=1.0, seed=5, max_new_tokens=9)],
-    ids=("greedy", "sampled"),
-)
 @pytest.mark.parametrize("uses_slots", [True, False])
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_a_batch_with_shared_examples_equals_each_request_alone(
     kind: str,
     uses_slots: bool,
-    sampling: Sampling,
     endless: EngineOf,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -82,7 +83,7 @@ def test_a_batch_with_shared_examples_equals_each_request_alone(
         return Inference(endless(kind).loaded, stop_ids=(), uses_slots=uses_slots)
 
     with reopen(endless(kind), make) as engine:
-        batch = batch_of(engine, kind, sampling)
+        batch = batch_of(engine, kind)
         family = engine.loaded.family
         rows = [
             family.prefix_keys(
@@ -110,7 +111,7 @@ def test_a_batch_with_shared_examples_equals_each_request_alone(
 @pytest.mark.parametrize("kind", ["idefics", "idefics2", "smolvlm2"])
 def test_a_session_of_few_slots_gives_the_same_replies(kind: str, endless: EngineOf) -> None:
     engine = endless(kind)
-    batch = batch_of(engine, kind, Sampling(max_new_tokens=9)) * 3
+    batch = batch_of(engine, kind, [GREEDY] * 3) * 3
     expected = [engine.complete([each])[0].token_ids for each in batch]
     for slots in (1, 2, 3):
         assert tokens_of(serve_all(engine, batch, slots=slots)) == expected

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -58,6 +61,13 @@ def make_examples(family: Family, count: int) -> list[TrainingExample]:
 
 
 def load_tiny(folder: Path, kind: str, *, attention: Attention = "eager") -> Loaded:
+    """Return the tiny model of *kind*, which is made in *folder*, with weights of its own."""
+    loaded = _load(folder, kind, attention)
+    return replace(loaded, model=deepcopy(loaded.model))
+
+
+@lru_cache(maxsize=8)
+def _load(folder: Path, kind: str, attention: Attention) -> Loaded:
     if not (folder / "config.json").exists():
         tiny.make(folder, kind)
     family = FAMILY_OF.get(kind.partition("-")[0], kind.partition("-")[0])

@@ -30,9 +30,9 @@ from tests.support.training import load_tiny
 
 ALL_PARTS: tuple[PartName, ...] = ("text", "connector", "vision")
 # Layers per part of the tiny checkpoints: 7 linear layers in a layer of a text model, 6 in one of
-# a vision tower, and none of any head. IDEFICS-1 has 4 layers and 2 with cross attention.
+# a vision tower, and none of any head. IDEFICS-1 has 2 layers and one with cross attention.
 COUNTS = {
-    "idefics": {"text": 6 * 7, "connector": 6, "vision": 2 * 6},
+    "idefics": {"text": 3 * 7, "connector": 6, "vision": 2 * 6},
     "idefics2": {"text": 2 * 7, "connector": 3 + 7, "vision": 2 * 6},
     "idefics3": {"text": 2 * 7, "connector": 1, "vision": 2 * 6},
     "smolvlm2": {"text": 2 * 7, "connector": 1, "vision": 2 * 6},

@@ -31,7 +31,7 @@ def test_a_tiny_run_learns_and_saves_a_model_that_loads(
     flags = {
         "--out": str(out),
         "--data": str(tmp_path / "pictures"),
-        "--steps": "8",
+        "--steps": "4",
         "--pictures": str(len(Pictures(data, "train"))),
         "--batch": "4",
         "--device": "cpu",
@@ -45,7 +45,7 @@ def test_a_tiny_run_learns_and_saves_a_model_that_loads(
     language = [each["language"] for each in losses if "language" in each]
 
     assert code == 0
-    assert len(losses) == 8
+    assert len(losses) == 4
     assert language[-1] < language[0]
     assert losses[-1]["patches"] < losses[0]["patches"]
     for path in data.glob("train*"):

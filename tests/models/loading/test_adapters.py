@@ -40,6 +40,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*invalid shape"),  # biases are no matrices
 ]
 
+# The other kinds have the same layers.
+QUANTIZED = ("idefics", "idefics2", "idefics3")
 VARIANTS: dict[str, dict[str, object]] = {
     "plain": {},
     "rank-stabilized": {"use_rslora": True},
@@ -81,8 +83,10 @@ def test_merged_weights_are_those_of_peft(
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", tiny.CHATTING)
-@pytest.mark.parametrize("quantization", ["none", "8bit"])
+@pytest.mark.parametrize(
+    ("kind", "quantization"),
+    [*((kind, "none") for kind in tiny.CHATTING), *((kind, "8bit") for kind in QUANTIZED)],
+)
 def test_answers_are_those_of_the_merged_checkpoint(
     kind: str, quantization: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -121,13 +125,12 @@ def test_beside_layers_of_4_bit_the_adapter_is_exact(
 
 
 def test_quantized_weights_of_another_adapter_are_not_taken(
-    checkpoint: Callable[[str], Path], tmp_path: Path
+    checkpoint: Callable[[str], Path], trained: Path, tmp_path: Path
 ) -> None:
     folder = checkpoint("idefics2")
-    train(library_model(folder), tmp_path / "a")
     spec = spec_of(folder, quantization="8bit", quantized_folder=str(tmp_path / "kept"))
     found = []
-    for adapter in (None, find_adapter(str(tmp_path / "a"))):
+    for adapter in (None, find_adapter(str(trained))):
         for _ in range(2):
             with LocalEngine(
                 replace(spec, adapter=adapter), load=partial(load, worth_keeping_bytes=0)
@@ -136,6 +139,20 @@ def test_quantized_weights_of_another_adapter_are_not_taken(
                 found.append(engine.complete([prepared])[0].token_ids)
     assert found[0] == found[1] != found[2] == found[3]
     assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+@pytest.fixture(scope="module")
+def trained(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the tiny model of Idefics2, which no test changes."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(library_model(checkpoint("idefics2")), folder)
+    return folder
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """A copy of `trained`."""
+    return shutil.copytree(trained, tmp_path / "copied")
 
 
 Damage = Callable[[dict[str, Tensor], dict[str, Any]], object]
@@ -169,29 +186,27 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_an_adapter_that_does_not_fit_is_an_error(
-    name: str, checkpoint: Callable[[str], Path], tmp_path: Path
+    name: str, checkpoint: Callable[[str], Path], copied: Path
 ) -> None:
     model = library_model(checkpoint("idefics2"))
-    train(library_model(checkpoint("idefics2")), tmp_path)
-    tensors = load_file(tmp_path / WEIGHTS)
-    config = json.loads((tmp_path / CONFIG).read_text())
+    tensors = load_file(copied / WEIGHTS)
+    config = json.loads((copied / CONFIG).read_text())
     damage, message = DAMAGES[name]
     tensors["A"] = tensors[f"{Q_PROJ}.lora_A.weight"].clone()
     damage(tensors, config)
     tensors.pop("A", None)
-    save_file(tensors, tmp_path / WEIGHTS)
-    (tmp_path / CONFIG).write_text(json.dumps(config))
+    save_file(tensors, copied / WEIGHTS)
+    (copied / CONFIG).write_text(json.dumps(config))
     with pytest.raises(ModelError) as caught:
-        apply_adapter(model, find_adapter(str(tmp_path)))
+        apply_adapter(model, find_adapter(str(copied)))
     assert message in str(caught.value)
     assert caught.value.hint
 
 
-def test_a_file_cut_short_is_an_error(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    train(library_model(checkpoint("idefics2")), tmp_path)
-    path = tmp_path / WEIGHTS
+def test_a_file_cut_short_is_an_error(checkpoint: Callable[[str], Path], copied: Path) -> None:
+    path = copied / WEIGHTS
     path.write_bytes(path.read_bytes()[:-100])
-    adapter = find_adapter(str(tmp_path))
+    adapter = find_adapter(str(copied))
     with pytest.raises(ModelError, match="cannot be read"):
         apply_adapter(library_model(checkpoint("idefics2")), adapter)
 
@@ -204,15 +219,12 @@ def test_the_model_of_another_family_is_an_error(
         apply_adapter(library_model(checkpoint("smolvlm")), find_adapter(str(tmp_path)))
 
 
-def test_the_digest_changes_with_each_file(
-    checkpoint: Callable[[str], Path], tmp_path: Path
-) -> None:
-    train(library_model(checkpoint("idefics2")), tmp_path)
-    digests = [find_adapter(str(tmp_path)).digest]
+def test_the_digest_changes_with_each_file(copied: Path) -> None:
+    digests = [find_adapter(str(copied)).digest]
     for name in (CONFIG, WEIGHTS):
-        path = tmp_path / name
+        path = copied / name
         path.write_bytes(path.read_bytes().replace(b"q_proj", b"k_proj", 1) + b" ")
-        digests.append(find_adapter(str(tmp_path)).digest)
+        digests.append(find_adapter(str(copied)).digest)
     assert len(set(digests)) == 3
 
 
@@ -250,13 +262,12 @@ def test_a_merged_head_is_no_longer_tied_to_the_embedding(
 
 
 def test_a_folder_in_use_and_quantized_weights_are_not_merged_into(
-    checkpoint: Callable[[str], Path], tmp_path: Path
+    checkpoint: Callable[[str], Path], trained: Path, tmp_path: Path
 ) -> None:
     folder = checkpoint("idefics2")
-    train(library_model(folder), tmp_path / "a")
-    spec = replace(spec_of(folder), adapter=find_adapter(str(tmp_path / "a")))
+    spec = replace(spec_of(folder), adapter=find_adapter(str(trained)))
     with pytest.raises(UsageError, match="exists already"):
-        write_merged(spec, folder, tmp_path, report=lambda phase, share: None)
+        write_merged(spec, folder, trained, report=lambda phase, share: None)
     quantized = tmp_path / "quantized"
     shutil.copytree(folder, quantized)
     config = json.loads((quantized / "config.json").read_text())
@@ -268,11 +279,13 @@ def test_a_folder_in_use_and_quantized_weights_are_not_merged_into(
 
 
 def test_a_full_disk_leaves_no_folder(
-    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Callable[[str], Path],
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = checkpoint("idefics2")
-    train(library_model(folder), tmp_path / "a")
-    spec = replace(spec_of(folder), adapter=find_adapter(str(tmp_path / "a")))
+    spec = replace(spec_of(folder), adapter=find_adapter(str(trained)))
 
     def copyfile(*paths: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -280,4 +293,4 @@ def test_a_full_disk_leaves_no_folder(
     monkeypatch.setattr(shutil, "copyfile", copyfile)
     with pytest.raises(ModelError, match=r"cannot write .*No space left"):
         write_merged(spec, folder, tmp_path / "m", report=lambda phase, share: None)
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert list(tmp_path.iterdir()) == []

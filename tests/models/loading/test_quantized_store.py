@@ -101,7 +101,18 @@ def test_a_large_model_keeps_its_weights_when_it_is_first_loaded(spec: LoadSpec)
     assert_same(first, second)
 
 
-@pytest.mark.parametrize("damage", ["a flipped bit", "cut off", "no manifest", "a file is gone"])
+@pytest.mark.parametrize(
+    ("spec", "damage"),
+    [
+        ("8bit", "a flipped bit"),
+        ("8bit", "cut off"),
+        ("8bit", "no manifest"),
+        ("8bit", "a file is gone"),
+        ("nf4", "a flipped bit"),
+        ("int4", "a flipped bit"),
+    ],
+    indirect=["spec"],
+)
 def test_what_is_damaged_is_made_again_with_a_warning(
     spec: LoadSpec, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
