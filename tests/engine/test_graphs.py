@@ -84,7 +84,7 @@ def has_failed(inference: Inference) -> bool:
     return inference.graphs.failure is not None
 
 
-@pytest.mark.parametrize("kind", [*tiny.CHATTING, SLIDING])
+@pytest.mark.parametrize("kind", [*tiny.LAYERED, SLIDING])
 def test_recorded_steps_give_the_plain_loops_tokens(kind: str, engine_of: EngineOf) -> None:
     engine = engine_of(kind)
     capture = CpuCapture()
@@ -261,7 +261,7 @@ def _small_chunks() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_small_chunks")
-@pytest.mark.parametrize("kind", [*tiny.CHATTING, SLIDING])
+@pytest.mark.parametrize("kind", [*tiny.LAYERED, SLIDING])
 @pytest.mark.parametrize("attention", ["eager", "sdpa", SPLIT_KEYS.name])
 def test_every_attention_with_masks_takes_rows_of_their_own_lengths(
     attention: str, kind: str, engine_of: EngineOf

@@ -38,6 +38,8 @@ KINDS = (
     "smolvlm2",
 )
 CHATTING = tuple(kind for kind in KINDS if not kind.endswith("base"))
+LAYERED = ("idefics", "idefics2", "idefics3", "smolvlm2")
+"""Kinds with the layers of each class of models; the others differ in pictures and tokens only."""
 _CORPUS = [
     "User: What is in this image?",
     "Assistant: A red circle above a blue square on a white background.",

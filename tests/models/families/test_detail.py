@@ -10,9 +10,10 @@ import torch
 
 from idefics_cli.core.errors import PlanError, PromptError
 from idefics_cli.core.types import PictureDetail
+from idefics_cli.models.families.base import Family
 from idefics_cli.models.families.picture import PictureTensors
 from idefics_cli.models.hub.facts import find_facts
-from idefics_cli.models.loading.loader import Loaded, load
+from idefics_cli.models.loading.loader import load_config, load_family
 from idefics_cli.models.planning.picture_costs import picture_costs
 from idefics_cli.models.planning.plan import PlanChoices, make_plan
 from idefics_cli.ui.views.plan import render_picture_costs
@@ -31,11 +32,12 @@ CASES = [
 ]
 
 
-def loaded(folder: Path, detail: PictureDetail = OWN) -> Loaded:
+def family_of(folder: Path, detail: PictureDetail = OWN) -> Family:
     choices = PlanChoices(
         dtype="float32", splitting=detail.splitting, longest_edge=detail.longest_edge
     )
-    return load(make_plan(find_facts(str(folder)), choices, machines.cpu(16)).spec)
+    spec = make_plan(find_facts(str(folder)), choices, machines.cpu(16)).spec
+    return load_family(folder, spec, load_config(folder))
 
 
 def same(one: PictureTensors, other: PictureTensors) -> bool:
@@ -49,7 +51,7 @@ def test_a_picture_is_scaled_as_by_the_processor_with_this_size(
     kind: str, edge: int, splitting: bool, checkpoint: Callable[[str], Path]
 ) -> None:
     detail = PictureDetail(splitting, edge)
-    usual, chosen = loaded(checkpoint(kind)).family, loaded(checkpoint(kind), detail).family
+    usual, chosen = family_of(checkpoint(kind)), family_of(checkpoint(kind), detail)
     images = usual.processor.image_processor
     size = {**dict(images.size), "longest_edge": edge}
     for width, height in SIZES:
@@ -68,7 +70,7 @@ def test_a_picture_is_scaled_as_by_the_processor_with_this_size(
 def test_pictures_in_other_detail_have_other_digests(
     kind: str, checkpoint: Callable[[str], Path]
 ) -> None:
-    family, picture = loaded(checkpoint(kind)).family, quadrants(90, 60)
+    family, picture = family_of(checkpoint(kind)), quadrants(90, 60)
     details = [PictureDetail(s, e) for s in (True, False) for e in EDGES[kind]]
     made = [family.in_detail(detail).preprocess(picture).picture.digest for detail in details]
     assert len(set(made)) == len(details)
@@ -90,9 +92,9 @@ def test_a_length_that_the_model_cannot_use_is_refused(
 ) -> None:
     detail = PictureDetail(longest_edge=edge)
     with pytest.raises(PlanError) as planned:
-        loaded(checkpoint(kind), detail)
+        family_of(checkpoint(kind), detail)
     with pytest.raises(PromptError) as prepared:
-        loaded(checkpoint(kind)).family.in_detail(detail)
+        family_of(checkpoint(kind)).in_detail(detail)
     assert hint in str(planned.value.hint)
     assert hint in str(prepared.value.hint)
 

@@ -218,6 +218,17 @@ def test_control_tokens_that_a_user_types_stay_text(kind: str, loaded_of: Loaded
     family = loaded_of(kind).family
     control = family.tokenizer.get_added_vocab()
     clean = ids_of(family, chat(IMAGE, "Hello"))
+    plain = ids_of(
+        family,
+        GenerationRequest(
+            (
+                Message("system", ("Be brief",)),
+                Message("user", (IMAGE, "Hi there")),
+                Message("assistant", ("Yes",)),
+                Message("user", ("Hello",)),
+            )
+        ),
+    )
     for token in [*control, "<im<image>age>", "<image><image>"]:
         request = GenerationRequest(
             (
@@ -228,17 +239,6 @@ def test_control_tokens_that_a_user_types_stay_text(kind: str, loaded_of: Loaded
             )
         )
         ids = ids_of(family, request)
-        plain = ids_of(
-            family,
-            GenerationRequest(
-                (
-                    Message("system", ("Be brief",)),
-                    Message("user", (IMAGE, "Hi there")),
-                    Message("assistant", ("Yes",)),
-                    Message("user", ("Hello",)),
-                )
-            ),
-        )
         for name, control_id in control.items():
             assert ids.count(control_id) == plain.count(control_id), (token, name)
     assert clean.count(control["<image>"]) > 0

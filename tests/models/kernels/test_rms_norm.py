@@ -19,11 +19,11 @@ from tests.support import tiny
 from tests.support.kernels import spec_of
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("kind", tiny.LAYERED)
 def test_every_norm_of_a_model_is_ours_and_gives_what_the_librarys_gives(
     kind: str, checkpoint: Callable[[str], Path]
 ) -> None:
-    spec = spec_of(checkpoint(kind), chats=not kind.endswith("base"))
+    spec = spec_of(checkpoint(kind))
     plain = replace(spec, kernels=KernelChoice())
     ours, theirs = (
         dict(cast("nn.Module", load(each).model).named_modules()) for each in (spec, plain)

@@ -225,7 +225,7 @@ def test_the_built_in_model_says_the_same_with_12_bits() -> None:
 
 
 @pytest.mark.parametrize("machine", [NATIVE, EMULATING], ids=["native", "emulating"])
-@pytest.mark.parametrize("kind", tiny.CHATTING)
+@pytest.mark.parametrize("kind", tiny.LAYERED)
 def test_a_model_in_bfloat16_gives_the_logits_of_torch(
     kind: str, machine: Machine, checkpoint: Callable[[str], Path]
 ) -> None:
@@ -254,7 +254,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-@pytest.mark.parametrize("kind", ["demo", "idefics in 16 bit", *tiny.CHATTING])
+@pytest.mark.parametrize("kind", ["demo", "idefics in 16 bit", *tiny.LAYERED])
 def test_all_but_the_rounded_weights_is_as_in_the_whole_model(
     kind: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -283,7 +283,7 @@ def test_all_but_the_rounded_weights_is_as_in_the_whole_model(
 
 
 @needs_compiler
-@pytest.mark.parametrize("kind", tiny.CHATTING)
+@pytest.mark.parametrize("kind", tiny.LAYERED)
 def test_the_vision_model_gets_8_bits_where_these_are_faster(
     kind: str, checkpoint: Callable[[str], Path]
 ) -> None:

@@ -77,7 +77,7 @@ def plain(spec: LoadSpec) -> LoadSpec:
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [
-        *((kind, torch.bfloat16) for kind in tiny.CHATTING),
+        *((kind, torch.bfloat16) for kind in tiny.LAYERED),
         ("idefics", torch.float32),
         ("idefics3", torch.float32),
     ],
@@ -101,7 +101,7 @@ def test_answers_and_logits_are_those_of_float32(
     assert relative_error(logits(spec), logits(plain(spec))) < 1e-5
 
 
-@pytest.mark.parametrize("kind", tiny.CHATTING)
+@pytest.mark.parametrize("kind", tiny.LAYERED)
 def test_all_but_the_packed_weights_is_as_in_the_whole_model(kind: str, copy_of: CopyOf) -> None:
     spec = spec_of(copy_of(kind, dtype=torch.bfloat16), dtype="float32")
     ours, whole = load(spec).model, load(plain(spec)).model

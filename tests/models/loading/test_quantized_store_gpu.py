@@ -92,7 +92,7 @@ def quantized_layers(model: object) -> int:
 
 
 @pytest.mark.parametrize("quantization", METHODS)
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("kind", tiny.LAYERED)
 def test_the_second_start_reads_what_the_first_one_quantized(
     kind: str,
     quantization: Quantization,
