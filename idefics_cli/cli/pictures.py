@@ -15,7 +15,7 @@ from idefics_cli.models.families.spec import find_family
 
 if TYPE_CHECKING:
     from idefics_cli.engine.protocol import OpenImage
-    from idefics_cli.images.media import Media
+    from idefics_cli.images.media import Media, MediaLoader
 
 
 def read_pictures(invocation: Invocation, attachments: Sequence[Attachment]) -> OpenImage | None:
@@ -35,17 +35,11 @@ def read_pictures(invocation: Invocation, attachments: Sequence[Attachment]) -> 
     if not attachments:
         return None
     from idefics_cli.chat.attachments import FileData
-    from idefics_cli.images.media import MediaLoader, first_image
+    from idefics_cli.images.media import first_image
 
-    settings = invocation.settings
     check_videos(invocation, [attachment.source for attachment in attachments])
     are_files = all(_is_file(attachment.source) for attachment in attachments)
-    loader = MediaLoader(
-        image_limits(settings),
-        offline=settings.offline,
-        stdin=invocation.services.stdin,
-        takes_videos=are_files or takes_videos(invocation),
-    )
+    loader = _make_loader(invocation, takes_videos=are_files or takes_videos(invocation))
     read: dict[str, bytes] = {}
 
     def open_image(attachment: Attachment, draft_edge: int) -> Media:
@@ -64,6 +58,17 @@ def read_pictures(invocation: Invocation, attachments: Sequence[Attachment]) -> 
     if are_files:
         return None
     return FileData(open_image, lambda each: read.get(each.source) or loader.read_bytes(each))
+
+
+def _make_loader(invocation: Invocation, *, takes_videos: bool) -> MediaLoader:
+    from idefics_cli.images.media import MediaLoader
+
+    return MediaLoader(
+        image_limits(invocation.settings),
+        offline=invocation.settings.offline,
+        stdin=invocation.services.stdin,
+        takes_videos=takes_videos,
+    )
 
 
 def _tell_part(invocation: Invocation, source: str, data: bytes | None) -> None:
