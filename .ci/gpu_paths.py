@@ -196,6 +196,10 @@ def _compare_adapter(check: Check, spec: LoadSpec, plain_spec: LoadSpec) -> None
         raise Skip("peft is not installed")
     from idefics_cli.models.hub.adapters import find_adapter
     from idefics_cli.models.hub.facts import demo_folder
+    from idefics_cli.training.targets import import_peft
+
+    # Faster than the import in `tests.support.adapters`.
+    import_peft()
     from tests.support.adapters import library_model, train
 
     folder = check.scratch / "adapter"

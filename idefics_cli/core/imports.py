@@ -1,4 +1,4 @@
-"""Faster imports of torch and transformers."""
+"""Faster imports of torch, transformers and bitsandbytes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial, wraps
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 _Handler = Callable[[int, FrameType | None], object]
 
@@ -120,3 +122,35 @@ def _hide_distributed(is_available: Callable[[], bool]) -> None:
         is_available()
     finally:
         torch.distributed.is_available = asked
+
+
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes, whose functions are compiled at their first call.
+
+    bitsandbytes 0.49 and 0.50 call `torch.compile` for four functions, none of which is needed on a
+    processor. That call imports the compiler of torch, which has 1,100 modules and takes seconds.
+
+    Raises:
+        ImportError: If bitsandbytes is not installed.
+    """
+    import torch
+
+    compile_now = torch.compile
+    # Any: the overloads of `torch.compile` are not repeated here.
+    torch.compile = partial(_compile_later, compile_now)
+    try:
+        import bitsandbytes  # noqa: F401  # for its side effects
+    finally:
+        torch.compile = compile_now
+
+
+def _compile_later(compile_now: Any, function: Any, **options: Any) -> Callable[..., Any]:
+    @cache
+    def compiled() -> Any:
+        return compile_now(function, **options)
+
+    @wraps(function)
+    def call(*given: Any, **named: Any) -> Any:
+        return compiled()(*given, **named)
+
+    return call

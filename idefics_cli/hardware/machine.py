@@ -13,7 +13,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from idefics_cli.core.imports import quick_imports
+from idefics_cli.core.imports import import_bitsandbytes, quick_imports
 from idefics_cli.core.paths import free_bytes, hub_cache
 from idefics_cli.hardware.gpu_memory import read_free_memory
 from idefics_cli.hardware.system import count_cores, read_driver, read_memory, read_processor
@@ -194,7 +194,7 @@ def broken_packages() -> Mapping[str, str]:
         if _version(name) is None:
             continue
         try:
-            importlib.import_module(name)
+            import_bitsandbytes() if name == "bitsandbytes" else importlib.import_module(name)
         except Exception as error:  # a broken installation raises any class
             errors[name] = _reason(error)
     return errors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from idefics_cli.core.errors import IdeficsError
+from idefics_cli.core.imports import import_bitsandbytes
 from idefics_cli.models.families.spec import FamilySpec, PartName
 from idefics_cli.models.loading.training import keep_unpacked
 
@@ -165,6 +166,9 @@ def import_peft() -> Any:
         IdeficsError: If it is not installed.
     """
     try:
+        # PEFT imports bitsandbytes if it is installed.
+        with suppress(ImportError):
+            import_bitsandbytes()
         import peft
     except ImportError as error:
         raise IdeficsError(

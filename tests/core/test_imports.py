@@ -113,6 +113,30 @@ print(json.dumps([read, more, again]))
     assert (read > 100, more, again > 100) == (True, 0, True)
 
 
+def test_bitsandbytes_compiles_a_function_at_its_first_call_and_not_before() -> None:
+    pytest.importorskip("bitsandbytes")
+    program = """
+import sys
+import torch
+calls, compile_now = [], torch.compile
+def compile_here(function, **options):
+    calls.append((function.__name__, options))
+    return function
+torch.compile = compile_here
+from idefics_cli.core.imports import import_bitsandbytes
+import_bitsandbytes()
+assert torch.compile is compile_here and not calls
+assert "torch._inductor.compile_fx" not in sys.modules
+from bitsandbytes.backends.default import ops
+numbers = torch.zeros(1, 4), torch.ones(1), torch.arange(256.0), 4, torch.float32
+first = ops._dequantize_blockwise_compute(*numbers)
+assert torch.equal(first, ops._dequantize_blockwise_compute(*numbers))
+print(calls)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[('_dequantize_blockwise_compute', {'dynamic': False})]\n", done.stderr
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_the_classes_of_a_model_type_are_those_that_the_library_chooses(model_type: str) -> None:
     from transformers import AutoConfig, AutoModelForImageTextToText

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from idefics_cli.core.imports import import_bitsandbytes
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.models.families.spec import find_family
 
@@ -18,6 +20,9 @@ def bitsandbytes_config(spec: LoadSpec) -> BitsAndBytesConfig | None:
     import torch
     from transformers import BitsAndBytesConfig
 
+    # transformers imports it with these settings.
+    with suppress(ImportError):
+        import_bitsandbytes()
     skipped = list(find_family(spec.family).unquantized)
     if spec.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from idefics_cli.core.imports import import_bitsandbytes
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.protocols import Model
@@ -137,6 +138,7 @@ def _random_model(dtype: torch.dtype, layers: int) -> nn.Module:
 
 def _quantize_to_nf4(model: nn.Module, dtype: torch.dtype) -> None:
     """Let bitsandbytes quantize the layers of *model* in place, as a plan for nf4 does."""
+    import_bitsandbytes()
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     layers = cast("nn.ModuleList", model.get_submodule("model.layers"))
