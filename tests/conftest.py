@@ -216,17 +216,19 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Store]]:
 def warm_python() -> Iterator[tuple[str, ...]]:
     """The start of a command that replaces `python` and does not import torch for seconds.
 
-    `-m` and `-c` follow it as usual; see `warm.py`.
+    `-m` and `-c` follow it as usual; see `warm.py` and `warm_client.py`.
     """
     if os.name == "nt":
         yield (sys.executable,)
         return
-    program = str(Path(__file__).with_name("support") / "warm.py")
+    server, client = (
+        str(Path(__file__).with_name("support") / name) for name in ("warm.py", "warm_client.py")
+    )
     with (
         # The folder is not a `tmp_path`, because the path of a socket has at most 104 characters.
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", program, "serve", path := f"{folder}/socket"],
+            [sys.executable, "-W", "ignore", server, path := f"{folder}/socket"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **PLAIN_MEMORY},
@@ -236,4 +238,4 @@ def warm_python() -> Iterator[tuple[str, ...]]:
     ):
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        yield (sys.executable, "-SE", program, path)
+        yield (sys.executable, "-SE", client, path)

@@ -60,7 +60,7 @@ QUICK = (
     "--replay",
     "0",
     "--epochs",
-    "4",
+    "2",
     "--batch-size",
     "3",
     "--learning-rate",
@@ -104,7 +104,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run that trains all weights, with own answers to other questions."""
-    words = ("photos", "-o", "out", "--epochs", "2", "--batch-size", "3", "--full")
+    words = ("photos", "-o", "out", "--epochs", "1", "--batch-size", "3", "--full")
     more = ("--replay", "0.5", "--validation", "photos")
     return finish(tmp_path_factory.mktemp("full"), *words, *more)
 
@@ -117,7 +117,8 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 def test_a_run_writes_an_adapter_that_answers_as_its_last_evaluation(data: Path) -> None:
-    ran = tune(*QUICK, "--validation", "photos", "--json", "--plot")
+    # After fewer steps, a caption may hang on the rounding of a tie.
+    ran = tune(*QUICK, "--epochs", "4", "--validation", "photos", "--json", "--plot")
 
     assert ran.code == 0
     result = json.loads(ran.out)
@@ -183,7 +184,7 @@ def test_a_dry_run_tells_rows_tokens_memory_and_time_and_writes_nothing(data: Pa
     lines = dict(line.split(None, 1) for line in ran.out.splitlines())
     assert lines["rows"] == "5 to learn, 1 to try the model on"
     assert lines["trained"] == "221,184 weights beside 28 layers"
-    assert lines["steps"].startswith("8, in about ")
+    assert lines["steps"].startswith("4, in about ")
     assert lines["memory"].endswith(" GiB of RAM")
     record = json.loads(tune(*QUICK, "--dry-run", "--json").out)
     assert record["trained"] == 221184
@@ -414,7 +415,8 @@ def interrupted(
 
 
 def test_after_signals_the_same_command_goes_on(here: Path, warm_python: tuple[str, ...]) -> None:
-    write_style(here / "photos", easy_style, count=3)
+    # Short answers, because each evaluation asks for one.
+    write_style(here / "photos", lambda caption: caption.split()[1], count=3)
     words = ("photos", "-o", "out", "--replay", "0", "--epochs", "6", "--batch-size", "1")
     adapters = []
     for is_stopped in (False, True):
@@ -505,7 +507,7 @@ for words in json.loads(sys.argv[1]):
     ],
 )
 def test_other_ways_to_train_lower_the_loss(words: tuple[str, ...], data: Path) -> None:
-    ran = tune(*QUICK, "--epochs", "2", *words, "--json")
+    ran = tune(*QUICK, "--epochs", "1", *words, "--json")
     assert ran.code == 0
     first, *_, last = json.loads(ran.out)["evaluations"]
     assert last["loss"] < first["loss"] / 2

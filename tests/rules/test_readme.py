@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -64,19 +63,10 @@ def _asks_the_model(example: Example) -> bool:
 
 @pytest.fixture(scope="module")
 def bin_folder(tmp_path_factory: pytest.TempPathFactory, warm_python: tuple[str, ...]) -> Path:
-    return _with_programs(tmp_path_factory.mktemp("bin"), warm_python)
-
-
-@pytest.fixture(scope="module")
-def fresh_bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Programs for a terminal, whose process is then the one that it started."""
-    return _with_programs(tmp_path_factory.mktemp("fresh"), (sys.executable,))
-
-
-def _with_programs(folder: Path, python: tuple[str, ...]) -> Path:
+    folder, python = tmp_path_factory.mktemp("bin"), shlex.join(warm_python)
     scripts = {
-        "idefics": f'exec {shlex.join(python)} -m tests.support.readme_idefics "$@"',
-        "idefics-real": f'exec {shlex.join(python)} -m idefics_cli "$@"',
+        "idefics": f'exec {python} -m tests.support.readme_idefics "$@"',
+        "idefics-real": f'exec {python} -m idefics_cli "$@"',
         "curl": "cat photo.jpg",
         "wl-paste": CLIPBOARD,
         "xclip": CLIPBOARD,
@@ -165,14 +155,14 @@ def test_a_command_of_readme_works(example: Example, place: Path, bin_folder: Pa
 
 @pytest.mark.parametrize("example", [*filter(_is_typed_into, examples())], ids=str)
 def test_a_chat_of_readme_begins_answers_and_ends(
-    example: Example, place: Path, fresh_bin_folder: Path
+    example: Example, place: Path, bin_folder: Path
 ) -> None:
     pexpect = pytest.importorskip("pexpect")
     # `-c` goes on with a chat.
     begin = ["idefics chat"] if " -c " in example.command else []
     for command in (*begin, example.command):
         child = pexpect.spawn(
-            "bash", ["-c", command], cwd=str(place), env=_environ(place, fresh_bin_folder),
+            "bash", ["-c", command], cwd=str(place), env=_environ(place, bin_folder),
             timeout=90, encoding="utf-8",
         )  # fmt: skip
         child.expect(PROMPT)

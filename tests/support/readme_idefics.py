@@ -23,7 +23,8 @@ def main() -> None:
     services = replace(
         world.services, environ=Services().environ, stdin=sys.stdin.buffer, find_facts=_facts
     )
-    make_app()(prog_name="idefics", obj=services)
+    # To build all commands takes longer than to run one.
+    make_app(sys.argv[1:2])(prog_name="idefics", obj=services)
 
 
 def _answer(request: GenerationRequest) -> str:

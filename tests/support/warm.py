@@ -2,25 +2,24 @@
 
 A fresh process takes seconds for imports before it runs the code under test. This server imports
 once, and each run is a fork of it: with the arguments, variables, folder and open files of the
-caller, and with its own exit code. This file is also the client: started in place of `python`, it
-sends its arguments to the server, passes signals on, and exits as the run does.
+caller, and with its own exit code. `warm_client.py`, started in place of `python`, asks for a run.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
-import json
+import marshal
 import os
 import select
 import signal
 import socket
 import sys
 import threading
-from typing import Any
+import weakref
 
-PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGWINCH")
 # MKL's own allocator counts per thread. In a fork it looped for ever, because it searched for
 # threads that the fork does not have (torch 2.13, Python 3.12, in `mm_account_ptr_by_tid`).
 PLAIN_MEMORY = {"MKL_DISABLE_FAST_MM": "1"}
@@ -40,51 +39,9 @@ MODULES = (
 )
 # Slow imports that few commands need: the server does them when the first such command runs.
 MODULES_OF_COMMANDS = {
-    "doctor": ("bitsandbytes",),
     "serve": ("idefics_cli.server.connections", "idefics_cli.server.run"),
     "tune": ("peft", "idefics_cli.training.tuning.run"),
 }
-
-
-def ask(path: str, arguments: list[str]) -> int:
-    """Run *arguments* on the server; return the exit code, or the negative number of a signal."""
-    started = 0
-
-    def pass_on(number: int, frame: object) -> None:
-        if started:
-            # A terminal that is closed sends SIGHUP at a time when its run may have ended.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(started, number)
-
-    for name in PASSED_ON:
-        signal.signal(getattr(signal, name), pass_on)
-    is_open = [_is_open(descriptor) for descriptor in range(3)]
-    order = {
-        "arguments": arguments,
-        "environ": dict(os.environ),
-        "folder": os.getcwd(),
-        "open": is_open,
-    }
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(path)
-        text = json.dumps(order).encode() + b"\n"
-        passed = [descriptor for descriptor in range(3) if is_open[descriptor]]
-        sent = socket.send_fds(connection, [text], passed)
-        connection.sendall(text[sent:])
-        # Only the copies of the run stay open, so that a reader sees when the run closes a pipe.
-        for descriptor in passed:
-            os.close(descriptor)
-        with connection.makefile("r") as lines:
-            started = int(lines.readline())
-            return int(lines.readline() or -signal.SIGKILL)
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
 
 
 def serve(path: str) -> None:
@@ -93,26 +50,83 @@ def serve(path: str) -> None:
     Returns only in a fork, which must then call `run`.
     """
     _import_all()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks that wait for a run are not waited for
+    _forget_ends_of_imports()
+    # A run that ends wakes the server.
+    woken, waking = os.pipe()
+    for descriptor in (woken, waking):
+        os.set_blocking(descriptor, False)
+    signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    runs: dict[int, socket.socket] = {}
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
         os.write(1, b"ready\n")
-        while listener in select.select([listener, sys.stdin], [], [])[0]:
-            connection, _ = listener.accept()
-            order, descriptors = _order(connection)
-            for word in order.get("arguments", ()):
-                for name in MODULES_OF_COMMANDS.get(word, ()):
-                    importlib.import_module(name)
-            if order and not os.fork():
-                listener.close()
-                if _fork_run(connection, order, descriptors):
-                    return
-                os._exit(0)
-            connection.close()
-            for descriptor in descriptors:
-                os.close(descriptor)
+        while True:
+            ready = select.select([listener, sys.stdin, woken, *runs.values()], [], [])[0]
+            if woken in ready:
+                os.read(woken, 1 << 16)
+                _tell_ends(runs)
+            for child, connection in runs.items():
+                if connection in ready:  # the client is gone
+                    os.kill(child, signal.SIGKILL)
+            if sys.stdin in ready:
+                break
+            if listener in ready and _starts_run(listener, runs):
+                signal.set_wakeup_fd(-1)
+                os.close(woken)
+                os.close(waking)
+                return
+    for child in runs:
+        os.kill(child, signal.SIGKILL)
     os._exit(0)
+
+
+def _starts_run(listener: socket.socket, runs: dict[int, socket.socket]) -> bool:
+    """Fork for the next order and add it to *runs*; return True in the fork."""
+    connection, _ = listener.accept()
+    order, descriptors = _order(connection)
+    if order:
+        words = order["arguments"]
+        assert isinstance(words, list)
+        for word in words:
+            for name in MODULES_OF_COMMANDS.get(word, ()):
+                importlib.import_module(name)
+        # A search for garbage in a fork would copy the memory of all that is imported.
+        gc.freeze()
+        child = os.fork()
+        if not child:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for each in (listener, connection, *runs.values()):
+                each.close()
+            _adopt(order, descriptors)
+            return True
+        runs[child] = connection
+        with contextlib.suppress(OSError):
+            connection.sendall(b"%d\n" % child)
+    else:
+        connection.close()
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return False
+
+
+def _tell_ends(runs: dict[int, socket.socket]) -> None:
+    """Tell the clients of *runs* that have ended their exit codes."""
+    for child in list(runs):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            with runs.pop(child) as connection, contextlib.suppress(OSError):
+                connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+
+
+def _forget_ends_of_imports() -> None:
+    """Let a fork run only those finalizers at its end that it has made itself.
+
+    torch takes back what its modules have registered, which takes 0.06 s.
+    """
+    for each in vars(weakref.finalize)["_registry"]:
+        each.atexit = False
 
 
 def _import_all() -> None:
@@ -122,6 +136,8 @@ def _import_all() -> None:
     importlib.import_module("PIL.Image").init()
     with contextlib.suppress(ImportError):  # not on every system
         importlib.import_module("llvmlite.binding")
+    with contextlib.suppress(ImportError):
+        importlib.import_module("idefics_cli.core.imports").import_bitsandbytes()
     importlib.import_module("tests.support.commands").run("config", "path")
     classes = importlib.import_module("idefics_cli.models.families.classes")
     for family in ("idefics", "idefics2", "idefics3", "smolvlm"):
@@ -130,41 +146,16 @@ def _import_all() -> None:
         classes.processor_classes(family)
 
 
-def _order(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+def _order(connection: socket.socket) -> tuple[dict[str, object], list[int]]:
     """Return what to run, and its open files; nothing if the client is gone."""
-    text, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 3)
-    while not text.endswith(b"\n"):
+    data, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+    while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8]):
         if not (more := connection.recv(1 << 16)):
             return {}, descriptors
-        text += more
-    return json.loads(text), descriptors
-
-
-def _fork_run(connection: socket.socket, order: dict[str, Any], descriptors: list[int]) -> bool:
-    """Fork for the run; return True in the fork, and False in the parent when the run has ended."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    child = os.fork()
-    if not child:
-        connection.close()
-        _adopt(order, descriptors)
-        return True
-    for descriptor in descriptors:
-        os.close(descriptor)
-    connection.sendall(b"%d\n" % child)
-    code = _exit_code_of(child, connection)
-    with contextlib.suppress(OSError):
-        connection.sendall(b"%d\n" % code)
-    return False
-
-
-def _exit_code_of(child: int, connection: socket.socket) -> int:
-    """Wait for *child*, and kill it if the client is gone."""
-    ended = 0
-    while not ended:
-        if select.select([connection], [], [], 0.005)[0]:
-            os.kill(child, signal.SIGKILL)
-        ended, status = os.waitpid(child, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status)
+        data += more
+    order = marshal.loads(data[8:])
+    assert isinstance(order, dict)
+    return order, descriptors
 
 
 def _adopt(order: dict[str, object], descriptors: list[int]) -> None:
@@ -233,14 +224,5 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve(sys.argv[2])
-        run()
-    else:
-        code = ask(sys.argv[1], sys.argv[2:])
-        if code < 0:
-            if code != -signal.SIGKILL:  # which has no handler
-                signal.signal(-code, signal.SIG_DFL)
-            os.kill(os.getpid(), -code)
-        # `sys.exit` would flush closed streams.
-        os._exit(code)
+    serve(sys.argv[1])
+    run()
