@@ -96,7 +96,8 @@ def _idefics1(folder: Path, kind: str) -> PreTrainedConfig:
         additional_vocab_size=extra,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        # Each second layer has one of its own for pictures; here the base kind has two of these.
+        num_hidden_layers=4 if base else 2,
         num_attention_heads=4,
         cross_layer_interval=2,
         qk_layer_norms=True,
