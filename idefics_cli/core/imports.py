@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import signal
 import sys
 import threading
@@ -139,7 +140,7 @@ def import_bitsandbytes() -> None:
     # Any: the overloads of `torch.compile` are not repeated here.
     torch.compile = partial(_compile_later, compile_now)
     try:
-        import bitsandbytes  # noqa: F401  # for its side effects
+        importlib.import_module("bitsandbytes")
     finally:
         torch.compile = compile_now
 
