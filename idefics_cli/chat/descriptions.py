@@ -60,7 +60,7 @@ def describe_resumed(conversation: Conversation, *, model: str, folder: Path) ->
         folder: As for `describe_staged`.
     """
     count, pictures = len(conversation.turns), len(conversation.pictures)
-    name = f"`{conversation.title}`" if conversation.title else "a chat"
+    name = f"`{conversation.name}`" if conversation.name else "a chat"
     lines = [f"continuing {name}: {counted(count, 'question')}, " + counted(pictures, "picture")]
     if conversation.system:
         lines.append(f"instruction: {shorten(conversation.system, 200)}")

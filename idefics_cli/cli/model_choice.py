@@ -144,16 +144,14 @@ def plan_for(
             the network is switched off.
         PlanError: If this machine cannot run an explicit choice.
     """
-    from idefics_cli.models.hub.errors import not_cached
     from idefics_cli.models.planning.plan import make_plan
 
     invocation = with_base_model(invocation)
     services = invocation.services
     facts = facts or find_facts(invocation)
     settings = invocation.settings
-    runs = machine is None and not settings.dry_run
-    if runs and facts.folder is None and settings.offline:
-        raise not_cached(facts.repo, facts.revision)
+    if machine is None and not settings.dry_run:
+        _check_network(settings, facts)
     choices = plan_choices(settings)
     # The probe imports torch, which takes seconds.
     with invocation.console.status("starting"):
@@ -222,6 +220,14 @@ def _verdicts(
     return verdicts
 
 
+def _check_network(settings: Settings, facts: ModelFacts) -> None:
+    """Raise a ModelError if the model must be downloaded, and the network is switched off."""
+    from idefics_cli.models.hub.errors import not_cached
+
+    if facts.folder is None and settings.offline:
+        raise not_cached(facts.repo, facts.revision)
+
+
 def report_warnings(invocation: Invocation, plan: Plan) -> None:
     """Show the warnings of *plan*, and ask before a download.
 
@@ -229,6 +235,7 @@ def report_warnings(invocation: Invocation, plan: Plan) -> None:
         ModelError: If the model must be downloaded, and the network is switched off, the disk is
             too full, or the user declines.
     """
+    _check_network(invocation.settings, plan.facts)
     # The warnings come first, because an adapter for another model makes a download useless.
     for warning in plan.warnings:
         invocation.console.warn(warning)
@@ -244,14 +251,12 @@ def confirm_download(invocation: Invocation, facts: ModelFacts) -> None:
     """
     from idefics_cli.models.hub.cache import cache_root
     from idefics_cli.models.hub.download import check_space
-    from idefics_cli.models.hub.errors import not_cached
 
     size = facts.download_bytes
-    if invocation.settings.offline:
-        raise not_cached(facts.repo, facts.revision)
+    _check_network(invocation.settings, facts)
     check_space(facts.repo, size or 0)
     name, root = facts.name or facts.repo, cache_root()
-    weight = f"about {format_size(size)}" if size else "of unknown size"
+    weight = f"about {format_size(size)}" if size else "files of unknown size"
     console, stdin = invocation.console, invocation.services.stdin
     console.tell(
         f"`{name}` is not downloaded yet: {weight} from the Hugging Face Hub ({facts.repo}) "

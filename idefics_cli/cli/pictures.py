@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from idefics_cli.cli.invocation import Invocation
-from idefics_cli.cli.model_choice import image_limits
+from idefics_cli.cli.model_choice import image_limits, with_base_model
 from idefics_cli.core.errors import ImageError
+from idefics_cli.core.files import read_limited
 from idefics_cli.core.sources import describe_source, kind_of_source
 from idefics_cli.core.types import Attachment
 from idefics_cli.models.families.spec import find_family
@@ -16,6 +18,7 @@ from idefics_cli.models.families.spec import find_family
 if TYPE_CHECKING:
     from idefics_cli.engine.protocol import OpenImage
     from idefics_cli.images.media import Media, MediaLoader
+    from idefics_cli.images.sources import ImageSources
 
 
 def read_pictures(invocation: Invocation, attachments: Sequence[Attachment]) -> OpenImage | None:
@@ -34,50 +37,70 @@ def read_pictures(invocation: Invocation, attachments: Sequence[Attachment]) -> 
     """
     if not attachments:
         return None
-    from idefics_cli.chat.attachments import FileData
-    from idefics_cli.images.media import first_image
+    from idefics_cli.images.media import MediaLoader, first_image
+    from idefics_cli.images.sources import ImageSources
 
     check_videos(invocation, [attachment.source for attachment in attachments])
     are_files = all(_is_file(attachment.source) for attachment in attachments)
-    loader = _make_loader(invocation, takes_videos=are_files or takes_videos(invocation))
-    read: dict[str, bytes] = {}
-
-    def open_image(attachment: Attachment, draft_edge: int) -> Media:
-        if (data := read.get(attachment.source)) is None:
-            return loader.open_media(attachment, draft_edge=draft_edge)
-        stream = io.BytesIO(data)
-        return loader.open_media_stream(stream, attachment.source, draft_edge=draft_edge)
-
+    limits, offline = image_limits(invocation.settings), invocation.settings.offline
+    sees_videos = are_files or takes_videos(invocation)
+    loader = MediaLoader(limits, offline=offline, takes_videos=sees_videos)
+    sources = ImageSources(limits, offline=offline, stdin=invocation.services.stdin)
+    opener = _ReadPictures(loader, {})
     for attachment in attachments:
         source = attachment.source
-        if not _is_file(source) and source not in read:
-            with invocation.console.status(f"reading {describe_source(source)}"):
-                read[source] = loader.read_bytes(attachment)
-        first_image(open_image(attachment, 1)).close()
-        _tell_part(invocation, source, read.get(source))
-    if are_files:
-        return None
-    return FileData(open_image, lambda each: read.get(each.source) or loader.read_bytes(each))
+        if not _is_file(source) and source not in opener.read:
+            _read(invocation, sources, source, opener.read)
+        first_image(opener(attachment, 1)).close()
+        _tell_part(invocation, sources, source, opener.read.get(source))
+    return None if are_files else opener
 
 
-def _make_loader(invocation: Invocation, *, takes_videos: bool) -> MediaLoader:
-    from idefics_cli.images.media import MediaLoader
+@dataclass(frozen=True, slots=True)
+class _ReadPictures:
+    """Opens pictures, some of which were read before: a `FileOpener`.
 
-    return MediaLoader(
-        image_limits(invocation.settings),
-        offline=invocation.settings.offline,
-        stdin=invocation.services.stdin,
-        takes_videos=takes_videos,
-    )
+    Attributes:
+        loader: Opens the others.
+        read: The bytes of those that were read, by their source.
+    """
+
+    loader: MediaLoader
+    read: dict[str, bytes]
+
+    def __call__(self, attachment: Attachment, draft_edge: int) -> Media:
+        """Open the picture or video."""
+        if (data := self.read.get(attachment.source)) is None:
+            return self.loader.open_media(attachment, draft_edge=draft_edge)
+        stream = io.BytesIO(data)
+        return self.loader.open_media_stream(stream, attachment.source, draft_edge=draft_edge)
+
+    def read_file(self, attachment: Attachment) -> bytes:
+        """Return the bytes of its file."""
+        return self.read.get(attachment.source) or self.loader.read_bytes(attachment)
 
 
-def _tell_part(invocation: Invocation, source: str, data: bytes | None) -> None:
+def _read(
+    invocation: Invocation, sources: ImageSources, source: str, read: dict[str, bytes]
+) -> None:
+    """Add the bytes of *source* to *read*, unless they are a large file that was copied."""
+    most = invocation.settings.max_bytes
+    with (
+        invocation.console.status(f"reading {describe_source(source)}"),
+        sources.open(source) as stream,
+    ):
+        data = read_limited(stream, most + 1)
+    if len(data) <= most:
+        read[source] = data
+
+
+def _tell_part(
+    invocation: Invocation, sources: ImageSources, source: str, data: bytes | None
+) -> None:
     """Show a note if the model sees a page or frame of a file; *data* is its bytes, if known."""
     from idefics_cli.images.loader import shown_part
-    from idefics_cli.images.sources import ImageSources
 
-    opener = ImageSources(image_limits(invocation.settings), offline=True, stdin=None)
-    with opener.open(source) if data is None else io.BytesIO(data) as stream:
+    with sources.open(source) if data is None else io.BytesIO(data) as stream:
         if part := shown_part(stream):
             invocation.console.note(f"of `{describe_source(source)}` the model sees {part}")
 
@@ -112,7 +135,7 @@ def takes_videos(invocation: Invocation) -> bool:
     Raises:
         ModelError: If the model is unknown; see `find_facts`.
     """
-    settings = invocation.settings
+    settings = with_base_model(invocation).settings
     if settings.server is not None:
         return False
     facts = invocation.services.find_facts(

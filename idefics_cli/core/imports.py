@@ -9,11 +9,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial, wraps
+from functools import cache, wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+_compile_lock = threading.Lock()
 _Handler = Callable[[int, FrameType | None], object]
 
 
@@ -136,13 +137,21 @@ def import_bitsandbytes() -> None:
     """
     import torch
 
-    compile_now = torch.compile
-    # Any: the overloads of `torch.compile` are not repeated here.
-    torch.compile = partial(_compile_later, compile_now)
-    try:
-        importlib.import_module("bitsandbytes")
-    finally:
-        torch.compile = compile_now
+    thread = threading.get_ident()
+    with _compile_lock:
+        compile_now = torch.compile
+
+        # Any: the overloads of `torch.compile` are not repeated here.
+        def compile_here(*given: Any, **options: Any) -> Any:
+            if given and threading.get_ident() == thread:
+                return _compile_later(compile_now, *given, **options)
+            return compile_now(*given, **options)
+
+        torch.compile = compile_here
+        try:
+            importlib.import_module("bitsandbytes")
+        finally:
+            torch.compile = compile_now
 
 
 def _compile_later(compile_now: Any, function: Any, **options: Any) -> Callable[..., Any]:

@@ -126,8 +126,8 @@ def _shows(path: Path, scene: Scene) -> bool:
 
 def _taken_name(path: Path) -> UsageError:
     return UsageError(
-        f"`{path}` exists and holds something else",
-        hint="choose an empty or a new folder, or the former --count and --seed",
+        f"`{path}` exists and holds other content",
+        hint="choose an empty or a new folder; for the scenes in it, their --count and --seed",
     )
 
 

@@ -42,6 +42,25 @@ def test_a_loaded_session_asks_the_model_what_the_typed_one_asks(store: SessionS
     assert pixels(typed) == [png("blue")]
 
 
+def test_a_new_name_without_a_question_leaves_nothing_unless_the_chat_is_set_up(
+    store: SessionStore,
+) -> None:
+    with store.create("demo", "trip") as session:
+        talk(session)
+    store.create("demo", "left at once").close()
+    with store.create("demo", "asked nothing") as session:
+        session.ask("Hi")
+        session.roll_back()
+    with store.create("demo", "poet", system="Answer in verse.") as poet:
+        pass
+    assert [info.name for info in store.list()] == ["poet", "colours"]
+    # The last chat is the last one with a question.
+    with store.open("last") as session:
+        assert session.conversation.turns
+        assert session.id != poet.id
+    assert store.find("poet") == poet.id
+
+
 @pytest.mark.parametrize(
     "text", ["\udce9", "a\r\n\tb\u2028\x00\x1b[2J", "  « ü »  ", "\\ud83d", "😀", ""]
 )
@@ -234,6 +253,7 @@ def test_removing_a_session_leaves_the_pictures_of_others(
     for name, colors in (("one", ["red", "blue"]), ("two", ["blue", "green"])):
         with store.create("demo", name) as session:
             session.ask("a?", [staged(color) for color in colors])
+            session.reply("a", "stop")
             session.undo()
     left = unfinished_path(Path("a.png"), process=10**9).name
     (store.pictures.path / left).write_bytes(b"of a killed process")

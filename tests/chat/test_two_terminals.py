@@ -71,6 +71,7 @@ def test_a_session_is_free_when_its_owner_was_killed(
 
 def test_one_process_cannot_open_a_session_twice(store: SessionStore) -> None:
     with store.create("demo", "n") as session:
+        session.ask("Hi")
         with pytest.raises(HeldElsewhereError, match=f"process {os.getpid()}"):
             store.open("n")
         assert store.is_open(session.id)

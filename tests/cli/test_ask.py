@@ -28,7 +28,7 @@ from idefics_cli.core.types import (
     Part,
     Sampling,
 )
-from idefics_cli.images import download
+from idefics_cli.images import download, sources
 from tests.support.commands import Terminal, World, run
 from tests.support.fakes import FakeEngine
 
@@ -325,6 +325,22 @@ def test_what_is_no_file_is_read_once_before_the_model_is_loaded(downloads: list
     assert ran.code == 1
     assert ran.err.startswith("error: cannot read `stdin`: ")
     assert world.specs == []
+
+
+def test_the_adapter_says_whether_a_video_may_be_at_an_address() -> None:
+    world = World(FakeEngine("x"))
+    assert run("ask", "Hi", *PICTURE, "--adapter", "me/style", services=world.services).code == 0
+    assert set(world.looked_up) == {"me/style"}
+
+
+def test_a_file_that_was_copied_is_a_file_and_may_be_large(
+    picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "read_clipboard", lambda limits: picture)
+    for limit in ("10", "1000000"):
+        world = World(FakeEngine("x"))
+        flags = ("-i", "clipboard:", "--max-bytes", limit)
+        assert tuple(run("ask", "Hi", *flags, services=world.services)) == (0, "x\n", "")
 
 
 def test_an_unknown_model_is_told_before_anything_is_fetched(downloads: list[str]) -> None:

@@ -89,7 +89,7 @@ def test_a_picture_of_another_seed_is_not_overwritten(folder: Path) -> None:
     write_samples(folder, count=2, seed=1)
     before = contents(folder)
 
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="holds other content"):
         write_samples(folder, count=2, seed=2)
     assert contents(folder) == before
 

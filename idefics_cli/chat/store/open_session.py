@@ -51,6 +51,8 @@ class OpenSession(Closing):
         conversation: Conversation,
         store: StoreAccess,
         journal: SessionJournal | None,
+        *,
+        is_new: bool = False,
     ) -> None:
         self.id = session_id
         # Conversation and size are one attribute, so that Ctrl-C cannot come between two changes.
@@ -58,7 +60,7 @@ class OpenSession(Closing):
         self._store = store
         self._journal = journal
         # A session that was on the disk before is never removed.
-        self._has_answers = journal is not None and journal.size > 0
+        self._has_answers = not is_new
 
     @property
     def conversation(self) -> Conversation:
@@ -215,11 +217,13 @@ class OpenSession(Closing):
     def close(self) -> None:
         """Close the session; idempotent.
 
-        A new session without a name leaves no file if its questions were all taken back.
+        A new session leaves no file if its questions were all taken back, unless it has a name and
+        an instruction or settings.
         """
         if self._journal is not None:
             conversation = self.conversation
-            is_kept = self._has_answers or conversation.name is not None or conversation.turns
+            is_start = conversation.name and (conversation.system or conversation.settings)
+            is_kept = self._has_answers or conversation.turns or is_start
             self._journal.close(removes_file=not is_kept)
 
     def _pending(self) -> Turn:

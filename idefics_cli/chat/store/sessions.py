@@ -85,7 +85,7 @@ class SessionStore:
                 self._check_name(name, session_id)
             journal = SessionJournal(self._path(session_id))
             conversation = _begin(self._access, journal, model, name, system, settings)
-        return OpenSession(session_id, conversation, self._access, journal)
+        return OpenSession(session_id, conversation, self._access, journal, is_new=True)
 
     def open(self, key: str) -> OpenSession:
         """Open the session that `find` finds for *key*.
@@ -135,9 +135,10 @@ class SessionStore:
             return key
         infos = self.list()
         if key == LAST and infos:
-            # A session that cannot be read is skipped, because the user most likely means one that
-            # can.
-            return next((info.id for info in infos if info.problem is None), infos[0].id)
+            # A session that cannot be read or has no questions is skipped, because the user most
+            # likely means another one.
+            sound = [info for info in infos if info.problem is None]
+            return max(sound or infos[:1], key=lambda info: info.turns > 0).id
         named = [info.id for info in infos if info.name == key]
         found = named or [info.id for info in infos if key and info.id.startswith(key)]
         if len(found) == 1:

@@ -278,7 +278,7 @@ def _download(row: _Row) -> str:
     if row.facts.folder is not None:
         return f"done: {format_size(row.size_bytes)}"
     size = row.facts.download_bytes
-    return "-" if size is None else format_size(size)
+    return "unknown" if size is None else format_size(size)
 
 
 def _way(plan: Plan | None) -> str:

@@ -33,6 +33,7 @@ _BUDGET = 400_000_000
 _STEP = 40
 _CALL = 1000
 _LARGEST_BITS = 4096
+_DEEPEST = 1000  # Python writes no deeper value
 # `_WIDE` finds a large width in a format string, such as `%99999999d`. `_NESTED` finds a width that
 # is given as a value, as in `%*d` and `{:>{width}}`.
 _WIDE = re.compile(r"\d{5}")
@@ -239,7 +240,9 @@ def _size(value: object) -> int:
         TemplateTooLarge: If they are more than any prompt has.
     """
     total, held = 0, cast("dict[int, list[Any]]", {0: [(value,), 1]})
-    while held:
+    for _ in range(_DEEPEST):
+        if not held:
+            return total
         # A list may hold another one many times, which again holds many: each counts as often as
         # it is held, but is read once.
         inner: dict[int, list[Any]] = {}
@@ -254,10 +257,11 @@ def _size(value: object) -> int:
                 elif isinstance(part, Mapping | list | tuple | set | frozenset):
                     total += times * (len(part) + 1)
                     items = chain(part, part.values()) if isinstance(part, Mapping) else part
-                    inner.setdefault(id(part), [items, 0])[1] += times
+                    if part:
+                        inner.setdefault(id(part), [items, 0])[1] += times
             _check(total)
         held = inner
-    return total
+    raise TemplateTooLarge(f"it makes a value of more than {_DEEPEST} levels")
 
 
 def _check(size: float) -> None:

@@ -16,8 +16,8 @@ def not_cached(repo: str, revision: str | None = None) -> ModelError:
     return ModelError(
         f"{_named(repo, revision)} is not in the cache ({display_path(cache_root())}), "
         "and the network is switched off",
-        hint="fetch it once with the network: "
-        f"`idefics models pull {_alias(repo) or repo}`; `--model demo` is built in",
+        hint="fetch it once, without `--offline` and the variable HF_HUB_OFFLINE: "
+        f"`idefics models pull {_alias(repo) or repo}`; `-m demo` is built in",
     )
 
 
@@ -85,7 +85,7 @@ def _unreachable(repo: str, revision: str | None, cause: BaseException | None) -
     return ModelError(
         f"{_named(repo, revision)} is not in the cache ({display_path(cache_root())}), "
         f"and {constants.ENDPOINT} {why}",
-        hint="check the network and try again; `--model demo` is built in and needs none",
+        hint="check the network and try again; `-m demo` is built in and needs none",
     )
 
 

@@ -152,9 +152,9 @@ def _files(context: Context) -> Reason:
         return Reason("files", "built in", "part of this package")
     if facts.folder is not None:
         return Reason("files", "present", display_path(facts.folder))
-    size = "" if not facts.download_bytes else f"about {format_size(facts.download_bytes)} "
+    size = f"about {format_size(facts.download_bytes)}" if facts.download_bytes else "unknown size,"
     return Reason(
-        "files", "to download", f"{size}from {facts.repo} to {display_path(context.machine.cache)}"
+        "files", "to download", f"{size} from {facts.repo} to {display_path(context.machine.cache)}"
     )
 
 

@@ -124,7 +124,7 @@ def test_offline_a_cached_model_is_enough_and_another_is_an_error(hub: FakeHub) 
     assert not hub.requests
     assert "`somebody/else` is not in the cache" in str(error)
     assert "models pull somebody/else" in str(error.hint)
-    assert "--model demo" in str(error.hint)
+    assert "`-m demo` is built in" in str(error.hint)
 
 
 def test_a_known_model_is_named_by_its_alias_too(hub: FakeHub) -> None:
@@ -178,7 +178,7 @@ def test_an_unreachable_hub_names_the_model_the_cache_and_the_demo(
     assert f"`{REPO}` is not in the cache" in str(error)
     assert constants.HF_HUB_CACHE in str(error)
     assert "http://127.0.0.1:9 cannot be reached" in str(error)
-    assert "--model demo" in str(error.hint)
+    assert "`-m demo` is built in" in str(error.hint)
 
 
 def test_a_repository_without_safetensors_is_refused_before_any_download(hub: FakeHub) -> None:
