@@ -172,4 +172,4 @@ def test_an_unreachable_hub_is_one_error_and_one_hint(monkeypatch: pytest.Monkey
     lines = ran.err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["error", "hint"]
     assert SMOLVLM in lines[0]
-    assert "--model demo" in lines[1]
+    assert "`-m demo` is built in" in lines[1]
