@@ -136,12 +136,12 @@ def plan_for(
 
     Args:
         invocation: The call, with its settings.
-        machine: Description of this machine; None probes it, to run the model.
+        machine: Description of this machine; None probes it, before a run.
         facts: Description of the model; None looks the model up.
 
     Raises:
-        ModelError: If the model is unknown or missing; or if it is to run, must be downloaded, and
-            the network is switched off.
+        ModelError: If the model is unknown or missing; or if a run must download it, and the
+            network is switched off.
         PlanError: If this machine cannot run an explicit choice.
     """
     from idefics_cli.models.planning.plan import make_plan

@@ -83,7 +83,7 @@ class _ReadPictures:
 def _read(
     invocation: Invocation, sources: ImageSources, source: str, read: dict[str, bytes]
 ) -> None:
-    """Add the bytes of *source* to *read*, unless they are a large file that was copied."""
+    """Add the bytes of *source* to *read*, but not of a large file on the clipboard."""
     most = invocation.settings.max_bytes
     with (
         invocation.console.status(f"reading {describe_source(source)}"),

@@ -127,7 +127,7 @@ def _shows(path: Path, scene: Scene) -> bool:
 def _taken_name(path: Path) -> UsageError:
     return UsageError(
         f"`{path}` exists and holds other content",
-        hint="choose an empty or a new folder; for the scenes in it, their --count and --seed",
+        hint="choose an empty or a new folder, or for this one its former --count and --seed",
     )
 
 

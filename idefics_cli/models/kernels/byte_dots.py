@@ -38,19 +38,22 @@ def add_dots(code: Code, total: ir.Value, unsigned: ir.Value, signed: ir.Value) 
     return code.call(_DOTS[vector_bytes()], kind, total, one, two)
 
 
-def add_byte_pairs(
-    code: Code, total: ir.Value | None, unsigned: ir.Value, signed: ir.Value
-) -> ir.Value:
+def add_byte_pairs(code: Code, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
     """Return *total* plus the products of *unsigned* bytes with *signed* bytes, pair by pair.
 
     *unsigned* is a register of bytes, *signed* any register, and *total* a vector of 16-bit
-    numbers; None counts as 0. The sum of two products must fit into 16 bits.
+    numbers. The sum of two products must fit into 16 bits.
     """
     build, size = code.builder, vector_bytes()
-    kind = code.vector(code.i16, size // 2)
     signed = build.bitcast(signed, code.vector(code.i8, size))
-    found = code.call(_BYTE_PAIRS[size], kind, unsigned, signed)
-    return found if total is None else build.add(total, found)
+    return build.add(total, code.call(_BYTE_PAIRS[size], total.type, unsigned, signed))
+
+
+def sum_pairs(code: Code, numbers: ir.Value) -> ir.Value:
+    """Return the sum of each pair of 16-bit numbers of a register, in 32 bits."""
+    count = vector_bytes() // 4
+    ones = code.same(code.i16, 2 * count, 1)
+    return add_pairs(code, code.same(code.i32, count, 0), numbers, ones)
 
 
 def add_pairs(code: Code, total: ir.Value, one: ir.Value, two: ir.Value) -> ir.Value:

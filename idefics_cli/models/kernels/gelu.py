@@ -104,7 +104,7 @@ def _gelu(code: Code, value: ir.Value) -> ir.Value:
     def same(number: float) -> ir.Value:
         return code.same(code.f32, _TOGETHER, number)
 
-    # The largest power of `exponential` is finite: divided by it, a number must vanish.
+    # `exponential` is capped, so a very low number divided by it would not vanish.
     is_low = build.fcmp_ordered("<", value, same(_LOWEST))
     value = build.select(is_low, same(_LOWEST), value)
     squared = code.fused(build.fmul(value, value), same(_CUBE), same(1.0))

@@ -20,7 +20,7 @@ def bitsandbytes_config(spec: LoadSpec) -> BitsAndBytesConfig | None:
     import torch
     from transformers import BitsAndBytesConfig
 
-    # transformers imports it with these settings.
+    # transformers would import it, slower.
     with suppress(ImportError):
         import_bitsandbytes()
     skipped = list(find_family(spec.family).unquantized)

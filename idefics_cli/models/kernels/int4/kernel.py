@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from idefics_cli.models.kernels import jit
 from idefics_cli.models.kernels.blocks import scale_and_factor, size_bits
-from idefics_cli.models.kernels.byte_dots import add_byte_pairs, add_dots, add_pairs, has_dots
+from idefics_cli.models.kernels.byte_dots import add_byte_pairs, add_dots, has_dots, sum_pairs
 from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.int4 import panels
 from idefics_cli.models.kernels.int4.layout import (
@@ -28,6 +28,7 @@ from idefics_cli.models.kernels.int4.layout import (
     HEAD_BYTES,
     LANES,
     SCALE_BYTES,
+    add_group,
     pack,
     step_and_lowest,
     unpack,
@@ -171,13 +172,12 @@ class _Int4Product:
                     self._weights, build.add(weights, code.number(_PREFETCH_BYTES + line))
                 )
             dots = self._dots(weights, positions, part)
-            step, lowest = step_and_lowest(code, self._weights, weights, part)
+            steps = step_and_lowest(code, self._weights, weights, part)
             for position, dot, total in zip(positions, dots, sums, strict=True):
                 offset = build.mul(position, code.number(SCALE_BYTES))
-                scale = code.spread(code.load(self._scales, offset, code.f32), self._lanes)
+                scale = code.load(self._scales, offset, code.f32)
                 whole = code.load(self._scales, build.add(offset, code.number(4)), code.f32)
-                now = code.fused(build.fmul(dot, scale), step, total.get())
-                total.set(code.fused(code.spread(whole, self._lanes), lowest, now))
+                add_group(code, total, dot, (scale, whole), steps)
         scales = code.load(self._scale, 4 * self._lanes * part, zeros.type)
         for each, total in zip(rows, sums, strict=True):
             offset = build.mul(each, self._out_bytes)
@@ -185,10 +185,16 @@ class _Int4Product:
             code.store(build.fmul(total.get(), scales), self._out, offset)
 
     def _dots(self, weights: ir.Value, positions: Sequence[ir.Value], part: int) -> list[ir.Value]:
-        """Return for each row the dot products of one group with its weights, as float32."""
+        """Return for each row the dot products of one group with its weights, in 32 bits."""
         code, build, size = self._code, self._code.builder, vector_bytes()
         as_bytes = code.vector(code.i8, size)
-        sums: list[ir.Value | None] = [None] * len(positions)
+        # Without products of bytes in 32 bits, each element adds 16 products of at most 15 * 127,
+        # which 16 bits can hold.
+        add = add_dots if has_dots() else add_byte_pairs
+        zero = (
+            code.same(code.i32, size // 4, 0) if has_dots() else code.same(code.i16, size // 2, 0)
+        )
+        sums = [zero] * len(positions)
         for quarter in range(4):
             offset = build.add(weights, code.number(64 * quarter + size * part))
             both = code.load(self._weights, offset, as_bytes)
@@ -199,24 +205,8 @@ class _Int4Product:
                     start = build.mul(position, code.number(GROUP))
                     start = build.add(start, code.number(8 * quarter + 4 * half))
                     four = code.spread(code.load(self._numbers, start, code.i32), size // 4)
-                    sums[row] = self._add_products(sums[row], numbers, four)
-        if not has_dots():
-            ones = code.same(code.i16, size // 2, 1)
-            zero = code.same(code.i32, size // 4, 0)
-            sums = [add_pairs(code, zero, each, ones) for each in sums]
-        return [build.sitofp(each, code.vector(code.f32, size // 4)) for each in sums]
-
-    def _add_products(self, so_far: ir.Value | None, numbers: ir.Value, four: ir.Value) -> ir.Value:
-        """Return *so_far* plus the products of *numbers*, bytes, with those in *four*.
-
-        Without the instruction of `byte_dots.py`, the sums have 16 bits, one for each pair.
-        """
-        code, size = self._code, vector_bytes()
-        if has_dots():
-            start = code.same(code.i32, size // 4, 0) if so_far is None else so_far
-            return add_dots(code, start, numbers, four)
-        # Each element adds 16 products of at most 15 * 127, which 16 bits can hold.
-        return add_byte_pairs(code, so_far, numbers, four)
+                    sums[row] = add(code, sums[row], numbers, four)
+        return sums if has_dots() else [sum_pairs(code, each) for each in sums]
 
 
 def write_rounding(

@@ -1,4 +1,4 @@
-"""The layout of 4-bit weights in memory, and the code that reads their steps.
+"""The layout of 4-bit weights in memory, and the code for steps that all their kernels share.
 
 A group of 32 weights of an output shares a step and a zero.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from idefics_cli.models.kernels.compiler import vector_bytes
-from idefics_cli.models.kernels.jit import Code
+from idefics_cli.models.kernels.jit import Code, Variable
 
 if TYPE_CHECKING:
     from llvmlite import ir
@@ -117,6 +117,31 @@ def step_and_lowest(
     part_of_step = code.same(code.f32, lanes, -1 / ZERO_PARTS)
     lowest = build.fmul(build.fmul(build.uitofp(zeros, f32), part_of_step), step)
     return step, lowest
+
+
+def add_group(
+    code: Code,
+    total: Variable,
+    dots: ir.Value,
+    row: tuple[ir.Value, ir.Value],
+    weights: tuple[ir.Value, ir.Value],
+) -> None:
+    """Add the products of one group of a row to *total*, float32.
+
+    All kernels add in this order, so that their results are equal bit for bit.
+
+    Args:
+        code: Where the code is written.
+        total: The products so far, for the outputs of a register.
+        dots: The dot products of the rounded numbers with the weights, whole numbers of 32 bits.
+        row: The scale of the row's numbers, and the sum of its values; see `SCALE_BYTES`.
+        weights: The steps and the lowest values; see `step_and_lowest`.
+    """
+    build, kind = code.builder, total.get().type
+    scale, whole = (code.spread(each, kind.count) for each in row)
+    step, lowest = weights
+    now = code.fused(build.fmul(build.sitofp(dots, kind), scale), step, total.get())
+    total.set(code.fused(whole, lowest, now))
 
 
 def _outputs_bytes(code: Code, groups: ir.Value, offset: ir.Value, start: int) -> ir.Value:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from idefics_cli.models.kernels.blocks import find_piece, rows_of_piece
-from idefics_cli.models.kernels.byte_dots import add_byte_pairs, add_pairs, has_dots
+from idefics_cli.models.kernels.byte_dots import add_byte_pairs, has_dots, sum_pairs
 from idefics_cli.models.kernels.compiler import vector_bytes
 from idefics_cli.models.kernels.int4.layout import (
     GROUP,
@@ -24,6 +24,7 @@ from idefics_cli.models.kernels.int4.layout import (
     LANES,
     SCALE_BYTES,
     WEIGHT_BYTES,
+    add_group,
     step_and_lowest,
 )
 from idefics_cli.models.kernels.jit import Code, LazyKernel, Variable
@@ -198,26 +199,21 @@ class _Int4Panel:
         positions: Sequence[ir.Value],
         totals: Sequence[Sequence[Variable]],
     ) -> None:
-        """Add the products of one group to *totals*, in the order in which `kernel.py` does."""
+        """Add the products of one group to *totals*."""
         code, build, given = self._code, self._code.builder, self._given
         dots = self._dots(panel, place, positions)
         steps, lowest = (
             [
-                code.load(panel, build.add(place, code.number(start + _REGISTER * part)), kind)
+                code.load(panel, build.add(place, code.number(at + _REGISTER * part)), self._floats)
                 for part in range(_PARTS)
             ]
-            for start, kind in ((_STEPS_AT, self._floats), (_LOWEST_AT, self._floats))
+            for at in (_STEPS_AT, _LOWEST_AT)
         )
         for position, of_row, sums in zip(positions, totals, dots, strict=True):
             address = build.add(given.scales, build.mul(position, code.number(SCALE_BYTES)))
-            scale, whole = (
-                code.spread(code.load(code.pointer(address), offset, code.f32), _OUTPUTS)
-                for offset in (0, 4)
-            )
+            scale, whole = (code.load(code.pointer(address), at, code.f32) for at in (0, 4))
             for part, total in enumerate(of_row):
-                dot = build.fmul(build.sitofp(sums[part], self._floats), scale)
-                now = code.fused(dot, steps[part], total.get())
-                total.set(code.fused(whole, lowest[part], now))
+                add_group(code, total, sums[part], (scale, whole), (steps[part], lowest[part]))
 
     def _dots(
         self, panel: ir.Value, place: ir.Value, positions: Sequence[ir.Value]
@@ -243,9 +239,7 @@ class _Int4Panel:
                     for total, weight in zip(of_row, weights, strict=True):
                         # An element adds 16 products of at most 15 * 127, which 16 bits can hold.
                         total.set(add_byte_pairs(code, total.get(), weight, spread))
-        ones = code.same(code.i16, _REGISTER // 2, 1)
-        zero = code.same(code.i32, _OUTPUTS, 0)
-        return [[add_pairs(code, zero, each.get(), ones) for each in of_row] for of_row in sums]
+        return [[sum_pairs(code, each.get()) for each in of_row] for of_row in sums]
 
     def _place(self, group: ir.Value) -> ir.Value:
         """Return where a group starts in the panel, in bytes."""
