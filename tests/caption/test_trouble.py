@@ -17,7 +17,8 @@ from idefics_cli.engine.protocol import OpenImage, Prepared
 from idefics_cli.images.sources import no_such_file
 from tests.support.commands import Ran, World, run
 from tests.support.fakes import FakeEngine
-from tests.support.outputs import FORMATS, OF_FILES, contents, destination
+from tests.support.http_servers import wait_for
+from tests.support.outputs import FORMATS, OF_FILES, contents, destination, journal_in
 
 COUNT = 60
 
@@ -106,7 +107,15 @@ def test_a_disk_that_fills_up_ends_the_run_and_room_lets_it_go_on(format_: str, 
 
 @every_format
 def test_an_output_folder_that_goes_ends_the_run_at_once(format_: str) -> None:
-    ran = caption(*into("out", format_), event=lambda: shutil.rmtree("out"))
+    arguments = into("out", format_)
+    journal = journal_in("out", format_)
+
+    def remove() -> None:
+        # The output is opened for its first row. Before that, the error would name the output.
+        wait_for(lambda: "photos/00.jpg" in journal.read_text("utf-8"))
+        shutil.rmtree("out")
+
+    ran = caption(*arguments, event=remove)
 
     assert ran.code == 1
     error, hint = ran.err.splitlines()[-2:]
