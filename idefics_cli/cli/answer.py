@@ -13,7 +13,7 @@ from idefics_cli.cli.model_choice import (
     plan_for,
     report_warnings,
 )
-from idefics_cli.cli.pictures import read_pictures
+from idefics_cli.cli.pictures import is_file, read_pictures
 from idefics_cli.cli.question import AskedQuestion, read_question
 from idefics_cli.cli.server_choice import check_sight, served_spec
 from idefics_cli.core.sources import (
@@ -51,6 +51,8 @@ def answer_once(invocation: Invocation, question: AskedQuestion) -> None:
         CutError: If the answer was cut before it had its form.
     """
     if invocation.settings.dry_run:
+        # Nothing is read from the network, stdin or the clipboard, as in `caption --dry-run`.
+        read_pictures(invocation, [each for each in question.images if is_file(each.source)])
         if invocation.settings.server is not None:
             show_server(invocation, served_spec(invocation))
         else:

@@ -41,7 +41,7 @@ def read_pictures(invocation: Invocation, attachments: Sequence[Attachment]) -> 
     from idefics_cli.images.sources import ImageSources
 
     check_videos(invocation, [attachment.source for attachment in attachments])
-    are_files = all(_is_file(attachment.source) for attachment in attachments)
+    are_files = all(is_file(attachment.source) for attachment in attachments)
     limits, offline = image_limits(invocation.settings), invocation.settings.offline
     sees_videos = are_files or takes_videos(invocation)
     loader = MediaLoader(limits, offline=offline, takes_videos=sees_videos)
@@ -49,7 +49,7 @@ def read_pictures(invocation: Invocation, attachments: Sequence[Attachment]) -> 
     opener = _ReadPictures(loader, {})
     for attachment in attachments:
         source = attachment.source
-        if not _is_file(source) and source not in opener.read:
+        if not is_file(source) and source not in opener.read:
             _read(invocation, sources, source, opener.read)
         first_image(opener(attachment, 1)).close()
         _tell_part(invocation, sources, source, opener.read.get(source))
@@ -116,7 +116,7 @@ def check_videos(invocation: Invocation, sources: Sequence[str]) -> None:
     from idefics_cli.images.sources import ImageSources
 
     opener = ImageSources(image_limits(invocation.settings), offline=True, stdin=None)
-    for source in filter(_is_file, sources):
+    for source in filter(is_file, sources):
         with opener.open(source) as stream:
             is_video = identify_video(stream) is not None
         if is_video and not takes_videos(invocation):
@@ -151,5 +151,6 @@ def _models_for_videos() -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _is_file(source: str) -> bool:
+def is_file(source: str) -> bool:
+    """Return whether the bytes of *source* are in a local file or in *source* itself."""
     return kind_of_source(source) in ("file", "data")

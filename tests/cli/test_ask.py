@@ -644,15 +644,29 @@ def test_a_base_model_completes() -> None:
 
 
 @pytest.mark.parametrize("command", ["ask", "chat"])
-def test_a_dry_run_shows_the_plan_and_neither_reads_nor_loads(command: str) -> None:
+def test_a_dry_run_shows_the_plan_without_the_network_and_stdin(command: str, picture: str) -> None:
     stdin = io.BytesIO(b"Hi")
     world = World(FakeEngine(), stdin=stdin)
-    ran = run(command, "--dry-run", "-i", "missing.png", services=world.services)
+    pictures = ("-i", picture, "-i", "-", "-i", "https://nowhere.invalid/a.png")
+    ran = run(command, "--dry-run", *pictures, services=world.services)
     assert (ran.code, ran.err, world.specs, stdin.tell()) == (0, "", [], 0)
     assert "cpu" in ran.out
     ran = run(command, "--dry-run", "--json", services=world.services)
     assert (ran.code, ran.err, world.specs) == (0, "", [])
     assert isinstance(ran.record, dict)
+
+
+@pytest.mark.parametrize("content", [None, b"no picture", b"\x89PNG\r\n\x1a\ncut off"])
+def test_a_dry_run_refuses_a_bad_picture_as_the_run_does(
+    content: bytes | None, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    if content is not None:
+        bad.write_bytes(content)
+    world = World(FakeEngine("x"))
+    refused = run("ask", "Hi", "-i", str(bad), services=world.services)
+    assert (refused.code, refused.out, world.specs) == (1, "", [])
+    assert run("ask", "Hi", "-i", str(bad), "--dry-run", services=world.services) == refused
 
 
 def test_a_dry_run_needs_no_pipe() -> None:
