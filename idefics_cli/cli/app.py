@@ -9,7 +9,7 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
@@ -43,10 +43,22 @@ _COMMANDS = {
 }
 
 
+class _Root(RootGroup):
+    """The root command, which may hold only the command that is called."""
+
+    def owners(self, option: str) -> Sequence[str]:
+        """Return the commands that have *option*, of all commands."""
+        if len(self.commands) == len(_COMMANDS):
+            return super().owners(option)
+        everything = typer.main.get_group(make_app())
+        assert isinstance(everything, RootGroup)
+        return everything.owners(option)
+
+
 def make_app(names: Iterable[str] = tuple(_COMMANDS)) -> typer.Typer:
     """Return the command `idefics` with the commands *names*, all by default."""
     app = typer.Typer(
-        cls=RootGroup,
+        cls=_Root,
         add_completion=False,  # see `completion/__init__.py`
         epilog=_EPILOG,
         rich_markup_mode=None,  # see `cli/help/groups.py`

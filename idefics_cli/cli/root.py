@@ -16,7 +16,6 @@ from idefics_cli import __version__
 from idefics_cli.cli.help.groups import HelpGroup
 from idefics_cli.cli.help.option_suggestions import (
     check_dashes,
-    closest_options,
     suggest_for_words,
     suggest_option,
 )
@@ -70,6 +69,14 @@ class RootGroup(HelpGroup):
             failure = IdeficsError(f"cannot write the output: {error.strerror}")
             sys.exit(_report(failure, extra.get("obj")))
         sys.exit(code if isinstance(code, int) else 0)
+
+    def owners(self, option: str) -> Sequence[str]:
+        """Return the commands that have *option*, such as "idefics ask", in order."""
+        return [
+            f"idefics {name}"
+            for name, command in self.commands.items()
+            if any(option in parameter.opts for parameter in command.params)
+        ]
 
     # Any: the base class declares a context that Typer does not export.
     def invoke(self, ctx: Any) -> Any:
@@ -139,11 +146,12 @@ def _is_unknown_option(error: Exception) -> bool:
 
 
 def _suggest_option(context: typer.Context | None, error: Exception) -> str | None:
-    option = str(getattr(error, "option_name", ""))
-    if context and (suggestion := suggest_option(context.command_path, option)):
-        return suggestion
-    near = closest_options(option, getattr(error, "possibilities", None) or ())
-    return f"did you mean {' or '.join(near)}?" if near else None
+    if context is None:
+        return None
+    option, possible = (getattr(error, name, None) for name in ("option_name", "possibilities"))
+    root = context.find_root().command
+    owners = root.owners if isinstance(root, RootGroup) else lambda option: ()
+    return suggest_option(context.command_path, str(option), possible or (), owners)
 
 
 def _command_line_with(

@@ -22,6 +22,7 @@ _PICTURE = re.compile(
 # a thumbnail, and often a JPEG of the same picture lies beside them.
 _CAMERA_RAW = re.compile(r"\.(arw|cr2|dng|nef|nrw|orf|pef|rw2|sr2|srw)", re.IGNORECASE)
 _VIDEO = re.compile(r"\.(3gp|avi|flv|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|webm|wmv)", re.IGNORECASE)
+_MOST_SEARCHED = 3000
 _WILD = re.compile(r"[*?[]")
 
 
@@ -113,6 +114,29 @@ def _exists(path: str) -> bool:
         return os.path.exists(path)
     except OSError:
         return False
+
+
+def has_pictures_below(
+    folder: str, takes_videos: TakesVideos, *, is_other: Callable[[str], bool]
+) -> bool:
+    """Whether a file in a sub-folder of *folder* may be an image, or *is_other* is true of it.
+
+    Hidden folders and links are not entered. The answer is True if the first few thousand files are
+    none: to search all would take long.
+    """
+    left = _MOST_SEARCHED
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if parent == folder:
+            continue
+        for name in files:
+            path = os.path.join(parent, name)
+            if not name.startswith(".") and (is_other(path) or _is_for_model(path, takes_videos)):
+                return True
+        left -= 1 + len(files)
+        if left < 0:
+            return True
+    return False
 
 
 def has_picture_name(path: str) -> bool:

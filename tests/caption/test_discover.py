@@ -255,6 +255,13 @@ class TestFolders:
         touch("empty/notes.txt")
         assert error("empty", recursive=True).hint is None
 
+    @pytest.mark.parametrize("deeper", ["a.jpg", "b/a.jpg", "shard.tar"])
+    def test_the_way_out_is_named_only_if_there_are_pictures_below(self, deeper: str) -> None:
+        touch("p/notes.txt", "p/.hidden/a.jpg", "p/sub/notes.txt", "p/sub/.a.jpg")
+        assert error("p").hint is None
+        touch(f"p/sub/{deeper}")
+        assert error("p").hint == "`-r` also looks into its sub-folders"
+
     def test_an_empty_folder_among_others_is_a_problem_and_the_rest_is_listed(self) -> None:
         touch("photos/a.jpg", "empty/notes.txt")
 

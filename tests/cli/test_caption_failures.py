@@ -61,7 +61,6 @@ def test_a_missing_file_and_an_empty_folder_are_told_and_the_others_go_on() -> N
         3,
         ALL,
         "error: no pictures in folder `empty`\n"
-        "hint: `-r` also looks into its sub-folders\n"
         "error: no such file: `gone.jpg`\n"
         "captioned 3 of 4 in 4.0 s (0.8/s), 1 failed\n",
     )

@@ -121,6 +121,11 @@ MISTAKES = [
     ("ask 'What?' --cpu", 2, "no such option: --cpu", "`--device cpu`"),
     ("caption -i photo.jpg", 2, "no such option: -i", "idefics caption photos/ -r"),
     ("caption photos --limit 10", 2, "no such option: --limit", "--filelist"),
+    ("ask 'What?' --samples 3", 2, "no such option: --samples", "option of `idefics caption`"),
+    ("ask 'What?' -r photos", 2, "no such option: -r", "option of `idefics caption`"),
+    ("models --device cpu", 2, "no such option: --device", "`idefics chat` and other commands"),
+    ("caption photos --json", 2, "no such option: --json", "`--format jsonl`"),
+    ("tune photos --steps 9", 2, "no such option: --steps", "`--epochs X`"),
     ("caption photos --resume", 2, "no such option: --resume", "same command continues"),
     ("models --pull demo", 2, "no such option: --pull", "`idefics models pull NAME`"),
     ("config --set model=demo", 2, "no such option: --set", "idefics config path"),
@@ -168,9 +173,9 @@ MISTAKES = [
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for folder in ("photos", "folder"):
-        (tmp_path / folder).mkdir()
-    for name in ("photo.jpg", "my photo.jpg", "other.png", "photos/a.jpg"):
+    for folder in ("photos", "folder/sub"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("photo.jpg", "my photo.jpg", "other.png", "photos/a.jpg", "folder/sub/a.jpg"):
         Image.new("RGB", (32, 24), "red").save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("milk\n")
     (tmp_path / "list.jsonl").write_text('{"file_name": "photo.jpg"}\n')

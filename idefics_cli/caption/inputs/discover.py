@@ -28,6 +28,7 @@ from idefics_cli.images.folders import (
     fixed_part,
     glob_paths,
     has_picture_name,
+    has_pictures_below,
     has_wildcard,
     is_tidy,
     posix,
@@ -268,7 +269,9 @@ class _Lister:
         for path in tars:
             self._add_tar(path, root)
         if not pictures and not tars and not walk.unlisted:
-            hint = None if self._recursive else "`-r` also looks into its sub-folders"
+            helps = not self._recursive
+            helps = helps and has_pictures_below(folder, self._takes_videos, is_other=is_tar)
+            hint = "`-r` also looks into its sub-folders" if helps else None
             self._problem(f"no pictures in folder `{folder}`", hint)
 
     def _add_file(self, path: str, root: str | None) -> None:

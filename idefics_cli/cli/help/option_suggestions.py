@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from types import MappingProxyType
 
@@ -17,10 +17,14 @@ _PICTURE = "`-i PICTURE`, once for each picture"
 _PICTURES = "pictures need no option: `idefics caption photos/ -r`"
 _REQUESTS = "the file has no option: `idefics batch requests.jsonl -o answers.jsonl`"
 _OWN_PROMPT = "each request has its prompt; `idefics caption -p TEXT` asks about many pictures"
+_ROUNDS = "`--epochs X` sets how often each row is learned"
 _FEW = "name fewer pictures, such as `photos/a*.jpg`, or give a list with `--filelist`"
 # An option is suggested only if its likeness to the unknown option is at least this. The likeness
 # is 1 for equal names and 0 for names without a common letter (difflib).
 _LEAST_LIKENESS = 0.65
+# An option of this likeness is a slip of the keyboard, even if another command has the unknown one.
+_SLIP = 0.85
+_MOST_COMMANDS = 2  # that a hint names
 _FILE = "`idefics config path` names the file to edit"
 
 # Hints for options that other tools have or that people try. The outer key is the command; the
@@ -57,12 +61,19 @@ _SUGGESTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             **dict.fromkeys(("-i", "--image", "--images", "--input", "--dir"), _PICTURES),
             **dict.fromkeys(("-n", "--limit", "--max"), _FEW),
             "--resume": "no option is needed: the same command continues the run",
+            **dict.fromkeys(("--json", "--jsonl"), "`--format jsonl` writes JSON lines"),
         },
         "idefics batch": {
             **dict.fromkeys(("-i", "--input", "--input-file", "--file", "--requests"), _REQUESTS),
             **dict.fromkeys(("-p", "--prompt", "--ask"), _OWN_PROMPT),
-            **dict.fromkeys(("-f", "--format"), "answers are JSON lines: `-o answers.jsonl`"),
+            **dict.fromkeys(
+                ("-f", "--format", "--json"), "answers are JSON lines: `-o answers.jsonl`"
+            ),
             "--resume": "no option is needed: the same command continues the run",
+        },
+        "idefics tune": {
+            **dict.fromkeys(("--steps", "--max-steps", "--iterations", "--iters"), _ROUNDS),
+            "--lr": "`--learning-rate`",
         },
         "idefics models": {"--pull": "`idefics models pull NAME`"},
         "idefics config": {"--set": _FILE, "--edit": _FILE},
@@ -81,13 +92,33 @@ _EXTRA_WORDS = MappingProxyType(
 _LONG_DASH = re.compile("[\u2010-\u2015\u2212]+(?=[A-Za-z])")
 
 
-def suggest_option(command: str, option: str) -> str | None:
-    """Return a hint for the unknown *option* of *command*, such as "idefics ask"."""
-    return _SUGGESTIONS.get(command, {}).get(option) or _SUGGESTIONS[""].get(option)
+def suggest_option(
+    command: str,
+    option: str,
+    possible: Iterable[str],
+    owners: Callable[[str], Sequence[str]] = lambda option: (),
+) -> str | None:
+    """Return a hint for the unknown *option* of *command*; None if there is no suggestion.
+
+    Args:
+        command: The command, such as "idefics ask".
+        option: What the user typed, with its dashes.
+        possible: The options of the command.
+        owners: Returns the commands that have an option.
+    """
+    if known := _SUGGESTIONS.get(command, {}).get(option) or _SUGGESTIONS[""].get(option):
+        return known
+    scores = _scores(option, possible)
+    best = max(scores.values(), default=0.0)
+    if best < _SLIP and (others := owners(option)):
+        return f"`{option}` is an option of {_named(others)}"
+    near = [name for name, score in scores.items() if score >= max(_LEAST_LIKENESS, best - 0.1)]
+    near.sort(key=lambda name: (-scores[name], name))
+    return f"did you mean {' or '.join(near)}?" if near else None
 
 
-def closest_options(option: str, possible: Iterable[str]) -> list[str]:
-    """Return those of the *possible* options that *option* probably means, the likeliest first.
+def _scores(option: str, possible: Iterable[str]) -> dict[str, float]:
+    """Return the likeness of each *possible* option to *option*.
 
     Typer compares options with their dashes, and these alone make `--check` similar to `--help`.
     """
@@ -97,9 +128,14 @@ def closest_options(option: str, possible: Iterable[str]) -> list[str]:
     for name in possible:
         matcher.set_seq1(name.lstrip("-"))
         scores[name] = matcher.ratio()
-    best = max(scores.values(), default=0.0)
-    near = [name for name, score in scores.items() if score >= max(_LEAST_LIKENESS, best - 0.1)]
-    return sorted(near, key=lambda name: (-scores[name], name))
+    return scores
+
+
+def _named(commands: Sequence[str]) -> str:
+    names = [f"`{name}`" for name in commands[:_MOST_COMMANDS]]
+    if len(commands) > len(names):
+        return f"{', '.join(names)} and other commands"
+    return " and ".join(names)
 
 
 def suggest_for_words(command: str, words: Sequence[str]) -> str | None:
