@@ -150,8 +150,8 @@ def plan_for(
     services = invocation.services
     facts = facts or find_facts(invocation)
     settings = invocation.settings
-    if machine is None and not settings.dry_run:
-        _check_network(settings, facts)
+    if machine is None:
+        check_without_torch(invocation, facts)
     choices = plan_choices(settings)
     # The probe imports torch, which takes seconds.
     with invocation.console.status("starting"):
@@ -218,6 +218,31 @@ def _verdicts(
     if machine.gpus and (device or "auto").startswith(("auto", "cuda")):
         verdicts = services.probe_gpus(folder, verdicts, machine, facts.shape)
     return verdicts
+
+
+def check_without_torch(
+    invocation: Invocation, facts: ModelFacts | None, devices: str | None = None
+) -> None:
+    """Check what can be known before torch is imported, which takes seconds.
+
+    Args:
+        invocation: The call, with its settings.
+        facts: Description of the model; None if it need not be on this machine.
+        devices: The text of `--devices`, if it takes the place of `--device`.
+
+    Raises:
+        ModelError: If a run must download the model, and the network is switched off.
+        PlanError: If the devices include a GPU, and torch has no support for it.
+    """
+    from idefics_cli.models.planning.plan import check_torch_build
+
+    settings = invocation.settings
+    if facts is not None and not settings.dry_run:
+        _check_network(settings, facts)
+    asked = settings.device if devices is None else devices
+    if "cuda" in asked or devices == "all":
+        option = "--device" if devices is None else "--devices"
+        check_torch_build(f"{option} {asked}", invocation.services.torch_version())
 
 
 def _check_network(settings: Settings, facts: ModelFacts) -> None:

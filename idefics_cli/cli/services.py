@@ -39,6 +39,12 @@ def _probe_machine() -> Machine:
     return probe_machine()
 
 
+def _torch_version() -> str | None:
+    from idefics_cli.hardware.machine import installed_version
+
+    return installed_version("torch")
+
+
 def _warm_up(devices: Sequence[str]) -> WarmProcesses:
     from idefics_cli.caption.executors.warm import WarmProcesses
 
@@ -104,6 +110,7 @@ class Services:
         stdin: Standard input in bytes; None if it is closed.
         make_factory: Returns the engine factory for a `LoadSpec`.
         probe: Describes this machine.
+        torch_version: Returns the version of the installed torch, without importing it.
         warm_up: Starts processes for workers on devices; None if they must not start early.
         broken_packages: Returns the packages that cannot be imported, each with the reason. This
             takes seconds.
@@ -122,6 +129,7 @@ class Services:
     stdin: BinaryIO | None = field(default_factory=_stdin)
     make_factory: Callable[[LoadSpec], EngineFactory] = engine_factory
     probe: Callable[[], Machine] = _probe_machine
+    torch_version: Callable[[], str | None] = _torch_version
     warm_up: Callable[[Sequence[str]], WarmProcesses] | None = _warm_up
     broken_packages: Callable[[], Mapping[str, str]] = _broken_packages
     failing_kernels: Callable[[LoadSpec], Collection[str]] = _failing_kernels

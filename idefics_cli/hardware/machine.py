@@ -183,7 +183,7 @@ def probe_processor(*, root: Path = Path("/")) -> Machine:
         cpu_flags=flags | torch_flags,
         torch_cpu_capability=capability,
         platform=f"{platform.system()} {platform.machine()}",
-        versions={name: _version(name) for name in PACKAGES},
+        versions={name: installed_version(name) for name in PACKAGES},
     )
 
 
@@ -191,7 +191,7 @@ def broken_packages() -> Mapping[str, str]:
     """Import the packages that a model needs; return the reasons of those that fail. Slow."""
     errors = {}
     for name in ("transformers", "accelerate", "bitsandbytes"):
-        if _version(name) is None:
+        if installed_version(name) is None:
             continue
         try:
             import_bitsandbytes() if name == "bitsandbytes" else importlib.import_module(name)
@@ -354,7 +354,8 @@ def _probe_metal() -> tuple[int | None, bool, tuple[str, ...]]:
 
 
 @cache
-def _version(distribution: str) -> str | None:
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed package, without importing it."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -56,7 +56,12 @@ def test_bad_input_is_one_clear_error_of_its_class_and_nothing_on_stdout(
     # The image loader reads the stdin of the process.
     monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(stdin))
     environ = dict(pair.split("=", 1) for pair in call.environ.split())
-    services = Services(environ=environ, stdin=stdin, probe=lambda: call.machine)
+    services = Services(
+        environ=environ,
+        stdin=stdin,
+        probe=lambda: call.machine,
+        torch_version=lambda: call.machine.versions["torch"],
+    )
 
     before = sorted(os.listdir())
     code, out, err = run(*_words(call.line), services=services)

@@ -112,6 +112,7 @@ class World:
             stdin=stdin,
             make_factory=self._make_factory,
             probe=lambda: replace(MACHINE, notes=notes),
+            torch_version=lambda: MACHINE.versions["torch"],
             warm_up=None,
             find_facts=self._find_facts,
             clock=FakeClock(),

@@ -292,6 +292,28 @@ def _check_choices(choices: PlanChoices, model: ModelFacts) -> None:
             )
 
 
+def check_torch_build(option: str, version: str | None) -> None:
+    """Check, without importing torch, that it may have what the *option* for a GPU needs.
+
+    Args:
+        option: The option, such as "--device cuda".
+        version: The version of the installed package; None if there is none. The builds for the
+            CPU on download.pytorch.org end with "+cpu"; those on PyPI do not tell.
+
+    Raises:
+        PlanError: If torch is certainly built for the CPU.
+    """
+    if version is not None and version.endswith("+cpu"):
+        raise _needs_another_torch(option, version)
+
+
+def _needs_another_torch(option: str, version: str | None) -> PlanError:
+    return PlanError(
+        f"`{option}` needs another torch: {version} is built for the CPU",
+        hint="https://pytorch.org/get-started/locally has the `pip install` for a GPU",
+    )
+
+
 def _check_device(device: str, machine: Machine) -> None:
     """Raise a PlanError if *device* cannot be used; it says what is missing."""
     if "torch" in machine.broken:
@@ -311,11 +333,7 @@ def _check_device(device: str, machine: Machine) -> None:
             raise PlanError(f"there is no `{device}`", hint=f"this machine has {', '.join(names)}")
         return
     if machine.torch_build == "cpu":
-        raise PlanError(
-            f"`--device {device}` needs another torch: {machine.versions.get('torch')} is built "
-            "for the CPU",
-            hint="https://pytorch.org/get-started/locally has the `pip install` for a GPU",
-        )
+        raise _needs_another_torch(f"--device {device}", machine.versions.get("torch"))
     raise PlanError(
         f"torch finds no GPU for `--device {device}`",
         hint="; ".join(machine.notes)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from idefics_cli.cli.commands.bench.choices import WITHOUT_MODEL, Asked, RandomWeights
 from idefics_cli.cli.invocation import Invocation
-from idefics_cli.cli.model_choice import plan_for, report_warnings
+from idefics_cli.cli.model_choice import check_without_torch, find_facts, plan_for, report_warnings
 from idefics_cli.core.errors import ModelError, UsageError
 from idefics_cli.core.units import counted
 from idefics_cli.models.hub.registry import DEMO
@@ -48,44 +48,50 @@ def plan_bench(invocation: Invocation, asked: Asked) -> Iterator[BenchPlan]:
         ModelError: If the model is not downloaded.
         IdeficsError: If the weights cannot be written.
     """
-    with invocation.console.status("starting"):
-        machine = invocation.services.probe()
     weights = asked.weights
     if set(asked.names) <= WITHOUT_MODEL:
         demo = _with(invocation, model=DEMO, adapter=None, quantization="none")
-        yield replace(_checkpoint(demo, machine), title="stand-ins for models")
+        yield replace(_checkpoint(demo), title="stand-ins for models")
     elif weights is None:
-        yield _checkpoint(invocation, machine)
+        yield _checkpoint(invocation)
     elif weights.folder is not None:
-        yield _random_weights(invocation, weights, Path(weights.folder).absolute(), machine)
+        yield _random_weights(invocation, weights, Path(weights.folder).absolute())
     else:
         with tempfile.TemporaryDirectory(prefix="idefics-weights-") as scratch:
-            yield _random_weights(invocation, weights, Path(scratch, "m"), machine)
+            yield _random_weights(invocation, weights, Path(scratch, "m"))
 
 
-def _checkpoint(invocation: Invocation, machine: Machine) -> BenchPlan:
-    plan = plan_for(_with(invocation, adapter=None), machine)
-    if plan.spec.adapter is not None:
+def _checkpoint(invocation: Invocation) -> BenchPlan:
+    invocation = _with(invocation, adapter=None)
+    facts = find_facts(invocation)
+    if facts.adapter is not None:
         raise UsageError(
-            f"`{plan.spec.name}` is an adapter, and plain transformers would run without it",
+            f"`{facts.name}` is an adapter, and plain transformers would run without it",
             hint="name its base model: `idefics bench -m MODEL`",
         )
-    report_warnings(invocation, plan)
-    folder = plan.facts.folder
-    if folder is None:
-        name = plan.spec.name or plan.spec.repo
+    check_without_torch(invocation, facts)
+    if facts.folder is None:
+        name = facts.name or facts.repo
         raise ModelError(f"`{name}` is not downloaded", hint=f"`idefics models pull {name}` first")
-    return BenchPlan(plan, folder, invocation.settings.model, plan.facts.name, machine)
+    machine = _probe(invocation)
+    plan = plan_for(invocation, machine, facts)
+    report_warnings(invocation, plan)
+    return BenchPlan(plan, facts.folder, invocation.settings.model, plan.facts.name, machine)
 
 
-def _random_weights(
-    invocation: Invocation, weights: RandomWeights, folder: Path, machine: Machine
-) -> BenchPlan:
+def _probe(invocation: Invocation) -> Machine:
+    with invocation.console.status("starting"):
+        return invocation.services.probe()
+
+
+def _random_weights(invocation: Invocation, weights: RandomWeights, folder: Path) -> BenchPlan:
     from idefics_cli.bench.random_model import make
     from idefics_cli.bench.shapes import SHAPES
     from idefics_cli.core.units import format_parameters
 
     settings = invocation.settings
+    check_without_torch(invocation, None)
+    machine = _probe(invocation)
     # The dtype is that of a small model: float32, unless the user chose another. The plan of a
     # large model could be 4 bit, but in a benchmark only the user chooses the quantization.
     small = plan_for(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from idefics_cli.cli.commands.caption.inputs import Inputs
 from idefics_cli.cli.invocation import Invocation
-from idefics_cli.cli.model_choice import find_facts, plan_for, with_base_model
+from idefics_cli.cli.model_choice import check_without_torch, find_facts, plan_for, with_base_model
 from idefics_cli.core.errors import PlanError, UsageError
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.core.units import counted, format_size
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from idefics_cli.caption.executors import ExecutorKind, NamedFactory
     from idefics_cli.caption.executors.warm import WarmProcesses
     from idefics_cli.engine.protocol import EngineFactory
+    from idefics_cli.models.hub.facts import ModelFacts
     from idefics_cli.models.planning.plan import Machine, Plan
 
 MOST_WORKERS = 64
@@ -89,6 +90,7 @@ def plan_workers(
 
     Raises:
         UsageError: If `--devices` is wrong, or contradicts another option.
+        ModelError: If the model is unknown, or cannot be downloaded.
         PlanError: If a device cannot run what the first one runs, or the memory is too small.
     """
     text = invocation.settings.devices
@@ -103,12 +105,11 @@ def plan_workers(
             f"--devices shares files among workers, and {given.fileless} is one picture",
             hint="leave `--devices` out",
         )
-    with invocation.console.status("starting"):
-        # The first worker imports torch in any case, and this process then does not need it.
-        machine = warm and warm.ask(invocation.services.probe)
-        machine = machine or invocation.services.probe()
+    facts = find_facts(with_base_model(invocation))
+    check_without_torch(invocation, facts, text)
+    machine = _probe(invocation, warm)
     devices = list_devices(text, machine)
-    plans = _plans(invocation, devices, machine)
+    plans = _plans(invocation, devices, machine, facts)
     counts = {device: devices.count(device) for device in devices}
     names = [
         device if counts[device] == 1 else f"{device}:{devices[:index].count(device)}"
@@ -117,6 +118,13 @@ def plan_workers(
     # Threads of one worker that wake each other on several processors take more processor time.
     processors = divide_cores(len(devices)) if {*devices} == {"cpu"} else ()
     return Workers(tuple(names), plans, warm=warm, processors=processors)
+
+
+def _probe(invocation: Invocation, warm: WarmProcesses | None) -> Machine:
+    with invocation.console.status("starting"):
+        # The first worker imports torch in any case, and this process then does not need it.
+        machine = warm and warm.ask(invocation.services.probe)
+        return machine or invocation.services.probe()
 
 
 def list_devices(text: str, machine: Machine) -> list[str]:
@@ -167,8 +175,9 @@ def _check_gpus(text: str, devices: Sequence[str], machine: Machine) -> None:
         )
 
 
-def _plans(invocation: Invocation, devices: Sequence[str], machine: Machine) -> tuple[Plan, ...]:
-    facts = find_facts(with_base_model(invocation))
+def _plans(
+    invocation: Invocation, devices: Sequence[str], machine: Machine, facts: ModelFacts
+) -> tuple[Plan, ...]:
     settings = invocation.settings
     plans: dict[str, Plan] = {}
     for device in dict.fromkeys(devices):

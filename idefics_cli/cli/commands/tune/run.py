@@ -77,12 +77,13 @@ def _tune(
     *,
     plots: bool,
 ) -> int:
+    console, settings = invocation.console, invocation.settings
+    plan = plan_for(invocation)
+    # The plan comes first, because it finds some errors before torch is imported.
     from idefics_cli.models.loading.loader import open_family
     from idefics_cli.training.precision import training_spec
     from idefics_cli.training.targets import import_peft
 
-    console, settings = invocation.console, invocation.settings
-    plan = plan_for(invocation)
     if plan.spec.adapter is not None:
         raise UsageError("an adapter cannot be trained further", hint="`-m` names its base model")
     report_warnings(invocation, plan)
