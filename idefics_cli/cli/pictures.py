@@ -37,7 +37,7 @@ def read_pictures(invocation: Invocation, attachments: Sequence[Attachment]) -> 
     """
     if not attachments:
         return None
-    from idefics_cli.images.media import MediaLoader, first_image
+    from idefics_cli.images.media import MediaLoader, first_image, identify_video
     from idefics_cli.images.sources import ImageSources
 
     check_videos(invocation, [attachment.source for attachment in attachments])
@@ -51,8 +51,11 @@ def read_pictures(invocation: Invocation, attachments: Sequence[Attachment]) -> 
         source = attachment.source
         if not is_file(source) and source not in opener.read:
             _read(invocation, sources, source, opener.read)
+        data = opener.read.get(source)
+        if data is not None and not sees_videos and identify_video(io.BytesIO(data)):
+            raise _no_videos(invocation, source)
         first_image(opener(attachment, 1)).close()
-        _tell_part(invocation, sources, source, opener.read.get(source))
+        _tell_part(invocation, sources, source, data)
     return None if are_files else opener
 
 
@@ -120,13 +123,17 @@ def check_videos(invocation: Invocation, sources: Sequence[str]) -> None:
         with opener.open(source) as stream:
             is_video = identify_video(stream) is not None
         if is_video and not takes_videos(invocation):
-            raise ImageError(
-                f"cannot read `{describe_source(source)}`: it is a video, and"
-                f" `{invocation.settings.model}` takes pictures, not videos",
-                kind="unsupported",
-                hint=f"models for videos are {_models_for_videos()}; or save a frame of it as a"
-                " picture: ffmpeg -i VIDEO -vframes 1 a.png",
-            )
+            raise _no_videos(invocation, source)
+
+
+def _no_videos(invocation: Invocation, source: str) -> ImageError:
+    return ImageError(
+        f"cannot read `{describe_source(source)}`: it is a video, and"
+        f" `{invocation.settings.model}` takes pictures, not videos",
+        kind="unsupported",
+        hint=f"models for videos are {_models_for_videos()}; or save a frame of it as a"
+        " picture: ffmpeg -i VIDEO -vframes 1 a.png",
+    )
 
 
 def takes_videos(invocation: Invocation) -> bool:

@@ -56,7 +56,8 @@ class AddressPolicy:
         if self.hosts is not None:
             name = host.rstrip(".").lower()
             if not {name, f"{name}:{port}"} & self.hosts:
-                raise RefusedAddressError(f"the host {name} is not allowed")
+                shown = name if port in _DEFAULT_PORTS.values() else f"{name}:{port}"
+                raise RefusedAddressError(f"the host {shown} is not allowed")
             return self.look_up(host, port)
         if port not in self.ports:
             raise RefusedAddressError(f"the port {port} is not allowed")

@@ -188,7 +188,8 @@ def _body(
 
 
 def _host(url: str) -> str:
-    return urlsplit(url).hostname or url
+    """Return the host of *url*, with its port if there is one, without a user name."""
+    return urlsplit(url).netloc.rpartition("@")[2] or url
 
 
 def _timed_out(url: str, limits: ImageLimits) -> ImageError:

@@ -19,10 +19,12 @@ from urllib.parse import unquote_to_bytes
 from idefics_cli.core.errors import ImageError
 from idefics_cli.core.files import read_limited
 from idefics_cli.core.sources import (
+    CLIPBOARD,
     MOST_FILE_BYTES,
     STDIN,
     describe_source,
     has_scheme,
+    is_clipboard,
     kind_of_source,
     lacks_password,
     match_data_uri,
@@ -298,6 +300,8 @@ def _reason(error: OSError | ValueError) -> str:
 def _missing_hint(path: str) -> str:
     if path.lower().startswith("www."):
         return "an address begins with https://"
+    if is_clipboard(f"{path}:"):
+        return f"`{CLIPBOARD}` is the picture on the clipboard"
     if "," in path and all(map(os.path.exists, path.split(","))):
         return "each picture has its own `-i`"
     # A script may add quotes to a name that the shell has quoted already. The name then arrives

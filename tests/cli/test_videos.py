@@ -89,7 +89,7 @@ def test_a_model_for_pictures_refuses_a_video_before_it_is_loaded(words: str) ->
 def test_a_model_for_pictures_refuses_a_video_on_stdin() -> None:
     ran = call("ask", "What?", "-i", "-", "-m", "demo", stdin=CLIP.encode())
     assert (ran.code, ran.out) == (1, "")
-    assert "error: cannot read `stdin`: it is a video\n" in ran.err
+    assert f"error: cannot read `stdin`: {TAKES_PICTURES}\n" in ran.err
 
 
 @pytest.mark.parametrize(
