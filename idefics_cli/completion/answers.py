@@ -83,7 +83,9 @@ def _session(path: str, key: str) -> tuple[str, str]:
                 name = _text_after(line, b',"name":"')
         elif not title and line.startswith(b'{"event":"asked"'):
             title = " ".join(_text_after(line, b',"text":"').split())
-    return name or key, title[:_TITLE_CHARACTERS]
+    if len(title) > _TITLE_CHARACTERS:
+        title = title[: _TITLE_CHARACTERS - 1] + "…"
+    return name or key, title
 
 
 def _text_after(line: bytes, mark: bytes) -> str:

@@ -323,12 +323,12 @@ def test_sessions_are_those_of_the_store() -> None:
     titles = [note for _, note in rows[1:]]
     assert titles == [
         'with ,"name":"a trap" inside',
-        "x" * 60,
+        "x" * 59 + "…",
         'Read "this" \\ and that \\n.',
         "short",
         "What is it?",
     ]
-    assert answers.sessions("gr", os.environ) == [("grün 猫", "x" * 60)]
+    assert answers.sessions("gr", os.environ) == [("grün 猫", "x" * 59 + "…")]
 
 
 def test_broken_sessions_and_hostile_names_do_not_reach_the_terminal() -> None:
