@@ -202,10 +202,27 @@ def test_the_time_left_is_right_from_the_first_time_that_it_is_told(
         told[at] = counts.state()
     end = max(told)
     for at, state in told.items():
-        assert (" left" in state) == (at >= 2 * seconds)
+        assert (" left" in state) == (at >= max(2 * seconds, seconds + 2))
         if " left" in state:
             left = float(state.rsplit(", ", 1)[-1].removesuffix(" s left"))
             assert left == pytest.approx(end - at, rel=0.1, abs=seconds), (at, state)
+
+
+def test_the_slow_first_second_of_a_fast_model_promises_no_late_end() -> None:
+    """Four pictures in the first second, then forty in each."""
+    counts = RunCounts("captioned")
+    counts.total = 400
+    times = [0.4, 0.7, 1.0, 1.2, *(1.2 + number / 40 for number in range(1, 397))]
+    told = []
+    for at in times:
+        counts.captioned += 1
+        counts.note_time(at)
+        if " left" in (state := counts.state()):
+            left = float(state.rsplit(", ", 1)[-1].removesuffix(" s left"))
+            told.append((at, left))
+    assert told[0][0] == pytest.approx(2.4, abs=0.05)
+    for at, left in told:
+        assert left == pytest.approx(times[-1] - at, rel=0.7, abs=1.0), (at, left)
 
 
 def test_pictures_that_fail_at_once_do_not_promise_a_quick_end() -> None:

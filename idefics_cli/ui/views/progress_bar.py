@@ -18,6 +18,8 @@ _DRAWINGS_PER_SECOND = 10
 # The rate is known when the time is this many times that of the first result: then the results of
 # a first batch, which come almost at once, are over.
 _SETTLED = 1.5
+# A fast model is slow in its first second, in which it reserves memory and fills its batch.
+_SLOW_SECONDS = 2.0
 
 
 class RunCounts:
@@ -56,7 +58,8 @@ class RunCounts:
             return
         began, before = self._first
         mean = (seconds - began) / (self.done - before)
-        if seconds >= _SETTLED * began and pause >= mean / 2:
+        is_settled = seconds >= max(_SETTLED * began, began + _SLOW_SECONDS)
+        if is_settled and pause >= mean / 2:
             self._pace = mean
 
     def state(self, width: int | None = None) -> str:
