@@ -77,6 +77,9 @@ class QuantizedLinear(KernelLinear):
             returned them; None quantizes the weights of *linear*.
         product_dtype: For many rows of this dtype, the weights are widened to it; for rows of any
             other dtype, to float32.
+
+    Raises:
+        ValueError: If *numbers* have other dtypes or shapes than those of *linear* would have.
     """
 
     NUMBERS: ClassVar[tuple[str, ...]]
@@ -93,6 +96,8 @@ class QuantizedLinear(KernelLinear):
         self._product_dtype = product_dtype
         if numbers is None:
             numbers = dict(zip(self.NUMBERS, self._quantize(linear.weight), strict=True))
+        else:
+            self._check(numbers)
         for name in self.NUMBERS:
             self.register_buffer(name, numbers[name])
         self.bias: nn.Parameter | None = linear.bias
@@ -124,6 +129,17 @@ class QuantizedLinear(KernelLinear):
         rows = activations.reshape(-1, self.in_features)
         out = self._products(rows).reshape(*activations.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def _check(self, numbers: Mapping[str, Tensor]) -> None:
+        # A kernel computes addresses from the shape of the layer, so it would read other memory.
+        for name, (dtype, *shape) in zip(self.NUMBERS, self._forms(), strict=True):
+            found = numbers[name]
+            if found.dtype != dtype or found.shape != torch.Size(shape):
+                raise ValueError(f"`{name}` of a layer has the shape {tuple(found.shape)}")
+
+    def _forms(self) -> tuple[tuple[torch.dtype, *tuple[int, ...]], ...]:
+        """Return the dtype and the shape of each number, in the order of `NUMBERS`."""
+        raise NotImplementedError
 
     def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
         """Return the numbers of *weight* (out, in), in the order of `NUMBERS`."""

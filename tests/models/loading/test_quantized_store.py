@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from idefics_cli.cli.services import Services
 from idefics_cli.core.errors import ModelError
@@ -133,6 +136,36 @@ def test_what_is_damaged_is_made_again_with_a_warning(
     assert "keeping the quantized weights" in phases
     assert "quantized again: they are damaged or incomplete" in caplog.text
     assert quantized_store.is_whole(place)
+    assert_same(model, load(replace(spec, quantized_folder=None)).model)
+
+
+def reshaped(tensor: Tensor, damage: str) -> Tensor:
+    """Return *tensor* with another shape or dtype."""
+    if damage == "shorter":
+        return tensor[:-1].clone()
+    if damage == "longer":
+        return torch.cat([tensor, tensor])
+    return tensor.flatten() if damage == "flat" else tensor.float()
+
+
+@pytest.mark.parametrize("spec", ["8bit", "int4"], indirect=True)
+@pytest.mark.parametrize("damage", ["shorter", "longer", "flat", "another dtype"])
+def test_whole_files_with_a_tensor_of_another_form_are_made_again(
+    spec: LoadSpec, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = keep_quantized(spec)
+    (file,) = place.glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(name for name, tensor in tensors.items() if tensor.dim() > 1)
+    save_file({**tensors, name: reshaped(tensors[name], damage)}, file)
+    data = file.read_bytes()
+    (place / "idefics.json").write_bytes(_about(**{file.name: [len(data), zlib.crc32(data)]}))
+    assert quantized_store.is_whole(place)
+
+    model, phases = load_all(spec)
+
+    assert "keeping the quantized weights" in phases
+    assert "quantized again" in caplog.text
     assert_same(model, load(replace(spec, quantized_folder=None)).model)
 
 

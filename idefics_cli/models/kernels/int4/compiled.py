@@ -49,6 +49,10 @@ class CompiledInt4Linear(QuantizedLinear):
         """Return the name of this layout; the layouts for torch's kernel are numbers."""
         return "compiled"
 
+    def _forms(self) -> tuple[tuple[torch.dtype, *tuple[int, ...]], ...]:
+        size = layout.bytes_of_block(self.in_features)
+        return ((torch.uint8, self.out_features // LANES, size),)
+
     def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
         return (quantize(weight),)
 

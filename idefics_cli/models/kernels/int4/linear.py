@@ -52,6 +52,11 @@ class Int4Linear(QuantizedLinear):
         """Return how many outputs are stored side by side."""
         return _BLOCKS[0]
 
+    def _forms(self) -> tuple[tuple[torch.dtype, *tuple[int, ...]], ...]:
+        outputs, width, size = self.out_features, self.in_features, self.layout()
+        weight = (torch.uint8, outputs // size, width, size // 2)
+        return weight, (torch.bfloat16, width // GROUP, outputs, 2)
+
     def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
         return quantize(weight, self.layout())
 

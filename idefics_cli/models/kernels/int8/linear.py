@@ -52,6 +52,10 @@ class Int8Linear(QuantizedLinear):
         for name in self.NUMBERS:
             setattr(self, name, aligned(getattr(self, name)))
 
+    def _forms(self) -> tuple[tuple[torch.dtype, *tuple[int, ...]], ...]:
+        outputs, width = self.out_features, self.in_features
+        return (torch.int8, outputs, width), (torch.float32, outputs)
+
     def _quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
         return quantize(weight)
 
