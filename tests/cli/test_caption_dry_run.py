@@ -61,7 +61,7 @@ def test_pictures_that_cannot_be_read_are_not_probed(photos: Path) -> None:
     engine = FakeEngine(describe_photo)
     ran = run("caption", "photos", "--dry-run", services=World(engine).services)
 
-    assert ran.out.splitlines()[-2].endswith(", by a probe of 2 pictures")
+    assert ran.out.splitlines()[-1].endswith(", measured with 2 pictures")
     assert len(engine.requests) == 2
 
 
@@ -92,7 +92,7 @@ def test_a_dry_run_with_a_model_that_is_here_says_how_long_it_would_take(photos:
     drawn(photos)
     ran = run("caption", "photos", "--dry-run", services=World(FakeEngine(describe_photo)).services)
 
-    assert ran.out.splitlines()[-2] == "about 1.0 s, by a probe of three pictures"
+    assert ran.out.splitlines()[-1] == "about 1.0 s, measured with three pictures"
 
 
 def test_workers_divide_the_time_that_a_dry_run_estimates(photos: Path) -> None:
@@ -101,18 +101,18 @@ def test_workers_divide_the_time_that_a_dry_run_estimates(photos: Path) -> None:
     def estimate(*arguments: str) -> str:
         world = World(FakeEngine(describe_photo))
         words = ("caption", "photos", "--dry-run", "-o", "out.jsonl", *arguments)
-        return run(*words, services=world.services).out.splitlines()[-2]
+        return run(*words, services=world.services).out.splitlines()[-1]
 
     assert estimate("--devices", "cpu") == estimate()
     assert estimate("--devices", "cpu:2") == (
-        "about 0.5 s with 2 workers, by a probe of three pictures"
+        "about 0.5 s with 2 workers, measured with three pictures"
     )
 
 
 def test_a_dry_run_counts_the_memory_for_decoding(photos: Path) -> None:
     drawn(photos)
     ran = run("caption", "photos", "--dry-run", services=World(FakeEngine(describe_photo)).services)
-    assert "  pictures take up to 0.9 GiB more while they are decoded" in ran.out
+    assert "  reading pictures from their files takes up to 0.9 GiB more" in ran.out
 
     world = World(FakeEngine(), IDEFICS_JSON="1")
     ran = run("caption", "photos/a.jpg", "--dry-run", services=world.services)

@@ -100,7 +100,7 @@ def test_a_dry_run_shows_the_plan_of_a_node_and_captions_nothing() -> None:
     assert ran.code == 0
     assert ran.err == "note: each node makes a plan in this format for 6 workers\n"
     assert "threads       1" in ran.out
-    assert "by a probe" not in ran.out
+    assert "measured with" not in ran.out
     assert len(cluster.actors) == 1
 
 

@@ -352,7 +352,7 @@ _ROWS = (
         "any",
         (compiler_problem,),
         tolerance=1e-5,
-        summary="a token runs through all layers in one call of compiled code",
+        summary="one call of compiled code computes each token of a reply",
     ),
     Kernel(
         "cpu_sdpa_tiled",

@@ -34,8 +34,8 @@ def render_plan(plan: Plan) -> str:
         *align_columns(choices),
         "memory for one picture and its answer",
         *align_columns(memory),
-        f"  pictures take up to {format_size(DECODING_BYTES)} more while they are decoded, all of "
-        "them together; a larger one is decoded alone",
+        f"  reading pictures from their files takes up to {format_size(DECODING_BYTES)} more, "
+        "however many there are; a larger picture is read alone",
     ]
     lines += [one_line(f"! {warning}") for warning in plan.warnings]
     return "\n".join(lines)

@@ -534,7 +534,7 @@ def test_a_plan_for_a_processor_tells_how_a_token_is_computed(
     (reason,) = [reason for reason in made.reasons if reason.subject == "decoding"]
     if why is None:
         assert reason.choice == "text_step"
-        assert reason.why == "a token runs through all layers in one call of compiled code"
+        assert reason.why == "one call of compiled code computes each token of a reply"
     else:
         assert (reason.choice, reason.why[: len(why)]) == ("layer by layer", why)
     without = plan(model, machines.cpu(256, "avx2", "fma"), **choices)

@@ -54,9 +54,9 @@ def show_run(
             console.line(f"left to caption: {left} of {counted(len(job.pictures), 'picture')}")
         if bad:
             console.line(f"{counted(bad, 'picture')} cannot be read")
+        _show_job(invocation, replace(job, pictures=readable))
         if seconds is not None:
             console.line(_estimate(seconds, left, count))
-        _show_job(invocation, replace(job, pictures=readable))
     if workers:
         console.note(workers.described)
 
@@ -120,7 +120,7 @@ def _seconds(
 
 def _estimate(seconds: float, left: int, workers: int) -> str:
     among = "" if workers == 1 else f" with {workers} workers"
-    return f"about {format_duration(seconds)}{among}, by a probe of {_probed(left)}"
+    return f"about {format_duration(seconds)}{among}, measured with {_probed(left)}"
 
 
 def _probed(left: int) -> str:
