@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from idefics_cli.caption.sinks import SINKS, find_format
+from tests.support.code import nodes
 
 PACKAGE = Path(__file__).parents[2] / "idefics_cli"
 # Rooms whose own files have the extension of a format: lists of pictures, the sidecars that a
@@ -32,7 +33,7 @@ OTHER_FILES = (
 def named_formats(source: str) -> Iterator[str]:
     """Yield each text in *source* that is the name or the extension of a format."""
     name = re.compile(rf"\.?({'|'.join(SINKS)})")
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from [node.value] if name.fullmatch(node.value) else []
 

@@ -34,6 +34,7 @@ from idefics_cli.models.planning.plan import PlanChoices, make_plan
 from idefics_cli.models.planning.verdicts import Fault, Verdict, read_verdicts, write_verdict
 from idefics_cli.selfcheck.keeping import probe_new_gpus
 from tests.support import machines
+from tests.support.code import nodes
 from tests.support.kernels import refusing, with_kernels
 from tests.support.machines import RTX_4090
 from tests.support.prompts import (
@@ -377,7 +378,7 @@ def warnings_in_the_source() -> Iterator[str]:
     package = Path(idefics_cli.__file__).parent
     for room in ("models", "engine", "hardware"):
         for path in sorted((package / room).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in nodes(path.read_text(encoding="utf-8")):
                 if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                     continue
                 if node.func.attr in ("warning", "_warn") and isinstance(

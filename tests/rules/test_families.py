@@ -12,6 +12,7 @@ from pathlib import Path
 
 from idefics_cli.models.families.spec import FAMILIES
 from idefics_cli.models.hub.registry import MODELS
+from tests.support.code import nodes
 
 PACKAGE = Path(__file__).parents[2] / "idefics_cli"
 ROOMS = ("models/families/", "models/hub/registry.py")
@@ -75,13 +76,12 @@ MODEL = re.compile(
 
 def words(source: str) -> Iterator[str]:
     """Yield the names and texts in *source*, without its comments and docstrings."""
-    tree = ast.parse(source)
     prose = {
         id(node.value)
-        for node in ast.walk(tree)
+        for node in nodes(source)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
-    for node in ast.walk(tree):
+    for node in nodes(source):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
             yield node.value
         for field in ("id", "attr", "name", "asname", "module", "arg"):

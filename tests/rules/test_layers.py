@@ -6,13 +6,14 @@ import ast
 import subprocess
 import sys
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from tests.support.code import nodes
 from tests.support.rooms import MODEL_ROOMS, RANK
 
 TOP = Path(__file__).parents[2]
@@ -25,9 +26,9 @@ HEAVY = {
 }  # fmt: skip
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    """Yield the full name of every import in *tree*, also inside functions."""
-    for node in ast.walk(tree):
+def imported(tree: Iterable[ast.AST]) -> Iterator[str]:
+    """Yield the full name of every import among the nodes of *tree*, also inside functions."""
+    for node in tree:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -43,14 +44,20 @@ def imported_at_the_top(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         if isinstance(node, ast.Import | ast.ImportFrom):
-            yield from imported(node)
+            yield from imported([node])
         else:
             yield from imported_at_the_top(node)
 
 
-def breaches(package: str, tree: ast.AST, rank: dict[str, int], prefix: str) -> set[str]:
+@cache
+def imported_by(path: Path) -> tuple[str, ...]:
+    """Return the full name of every import in the file *path*."""
+    return tuple(imported(nodes(path.read_text(encoding="utf-8"))))
+
+
+def breaches(package: str, imports: Iterable[str], rank: dict[str, int], prefix: str) -> set[str]:
     """Return the packages below *prefix* that a module of *package* must not import, but does."""
-    names = (name.removeprefix(prefix) for name in imported(tree) if name.startswith(prefix))
+    names = (name.removeprefix(prefix) for name in imports if name.startswith(prefix))
     others = {name.split(".")[0] for name in names}
     return {
         other
@@ -78,7 +85,7 @@ def arrows() -> dict[str, frozenset[str]]:
     found = {}
     for path in MODULES:
         own = module_name(path)
-        targets = (name for name in imported(parsed(path)) if name.startswith("idefics_cli."))
+        targets = (name for name in imported_by(path) if name.startswith("idefics_cli."))
         found[own] = frozenset(map(module_of, targets)) - {own, "idefics_cli"}
     return found
 
@@ -108,9 +115,8 @@ def siblings(package: str, graph: Mapping[str, Collection[str]]) -> dict[str, se
 PACKAGES = sorted({module_name(path.parent / "__init__.py") for path in MODULES})
 
 
-@cache
 def parsed(path: Path) -> ast.AST:
-    return ast.parse(path.read_text(encoding="utf-8"))
+    return nodes(path.read_text(encoding="utf-8"))[0]
 
 
 def test_every_package_has_a_rank() -> None:
@@ -125,9 +131,9 @@ def test_a_module_imports_only_lower_ranks_and_its_own_package() -> None:
     for path in MODULES:
         package, *rest = path.relative_to(PACKAGE).parts
         if rest:
-            found[path] = breaches(package, parsed(path), RANK, "idefics_cli.")
+            found[path] = breaches(package, imported_by(path), RANK, "idefics_cli.")
         if package == "models" and len(rest) > 1:
-            found[path] |= breaches(rest[0], parsed(path), MODEL_ROOMS, "idefics_cli.models.")
+            found[path] |= breaches(rest[0], imported_by(path), MODEL_ROOMS, "idefics_cli.models.")
     assert {path: others for path, others in found.items() if others} == {}
 
 
@@ -166,7 +172,7 @@ def test_a_circle_is_seen_between_modules_and_between_sub_packages() -> None:
     ],
 )
 def test_a_breach_of_the_ranks_is_seen(package: str, source: str) -> None:
-    assert breaches(package, ast.parse(source), RANK, "idefics_cli.")
+    assert breaches(package, imported(nodes(source)), RANK, "idefics_cli.")
 
 
 @cache
@@ -204,7 +210,7 @@ def test_a_heavy_import_at_the_top_is_seen_also_in_a_class_or_a_try() -> None:
 
 def test_click_is_never_imported() -> None:
     # Typer has its own copy of Click; exceptions and types of the package click are different.
-    names = {(path, name) for path in MODULES for name in imported(parsed(path))}
+    names = {(path, name) for path in MODULES for name in imported_by(path)}
     assert not {(p, n) for p, n in names if n.split(".")[0] == "click" or n.startswith("typer._")}
 
 

@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.support.code import nodes
+
 PACKAGE = Path(__file__).parents[2] / "idefics_cli"
 
 
@@ -14,7 +16,7 @@ def repeated_classes(sources: Iterable[tuple[str, str]]) -> dict[str, list[str]]
     """Return the class names that occur more than once, with their modules."""
     places: defaultdict[str, list[str]] = defaultdict(list)
     for place, source in sources:
-        for node in ast.walk(ast.parse(source)):
+        for node in nodes(source):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(place)
     return {name: found for name, found in places.items() if len(found) > 1}

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from idefics_cli import __version__
+from tests.support.code import nodes
 
 TOP = Path(__file__).parents[2]
 PACKAGE = TOP / "idefics_cli"
@@ -55,7 +56,7 @@ def name_of(requirement: str) -> str:
 def imported() -> Iterator[str]:
     """Yield the top name of every import, also inside functions."""
     for source in SOURCES.values():
-        for node in ast.walk(ast.parse(source)):
+        for node in nodes(source):
             if isinstance(node, ast.Import):
                 yield from (alias.name.split(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom):

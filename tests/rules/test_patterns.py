@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 
 import idefics_cli
+from tests.support.code import nodes
 
 _ROOT = Path(idefics_cli.__file__).parent
 _METHODS = ("search", "match", "fullmatch", "sub", "findall", "finditer", "split")
@@ -52,7 +53,7 @@ def _uses() -> Iterator[Use]:
                 patterns = [value] if isinstance(value, re.Pattern) else _in_rows(value)
                 for pattern, method in product(patterns, sorted(called.get(name, ["match"]))):
                     yield Use(f"{module}:{name}", pattern, method)
-        yield from _inline(module, ast.parse(source))
+        yield from _inline(module, source)
 
 
 def _called_methods(sources: Iterable[str]) -> Mapping[str, set[str]]:
@@ -72,8 +73,8 @@ def _in_rows(value: object) -> list[re.Pattern[bytes]]:
     return [row[0] for row in rows if isinstance(row[0], re.Pattern)]
 
 
-def _inline(module: str, tree: ast.Module) -> Iterator[Use]:
-    for node in ast.walk(tree):
+def _inline(module: str, source: str) -> Iterator[Use]:
+    for node in nodes(source):
         if (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)

@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.code import nodes
+
 PACKAGE = Path(__file__).parents[2] / "idefics_cli"
 MODULE_LINES = 400
 FUNCTION_LINES = 40
@@ -17,7 +19,7 @@ def long_functions(source: str) -> Iterator[tuple[str, int]]:
     Two kinds of declaration may be longer: a function with more lines of parameters than of
     anything else (the options of a command), and one whose body is a single statement (a table).
     """
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         lines = last_line(node) - node.lineno + 1
