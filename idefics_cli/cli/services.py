@@ -40,7 +40,7 @@ def _probe_machine() -> Machine:
 
 
 def _torch_version() -> str | None:
-    from idefics_cli.hardware.machine import installed_version
+    from idefics_cli.core.versions import installed_version
 
     return installed_version("torch")
 

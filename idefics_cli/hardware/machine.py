@@ -9,12 +9,11 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from idefics_cli.core.imports import import_bitsandbytes, quick_imports
 from idefics_cli.core.paths import free_bytes, hub_cache
+from idefics_cli.core.versions import installed_version
 from idefics_cli.hardware.gpu_memory import read_free_memory
 from idefics_cli.hardware.system import count_cores, read_driver, read_memory, read_processor
 
@@ -351,15 +350,6 @@ def _probe_metal() -> tuple[int | None, bool, tuple[str, ...]]:
     except (RuntimeError, TypeError):
         return size, False, ()
     return size, True, ()
-
-
-@cache
-def installed_version(distribution: str) -> str | None:
-    """Return the version of an installed package, without importing it."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _reason(error: Exception | Warning | str) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 from idefics_cli import __version__
@@ -18,6 +16,7 @@ from idefics_cli.caption.sinks.base import TEXT_EXTENSION
 from idefics_cli.core.colours import WHITE, hex_of
 from idefics_cli.core.servers import UPLOAD_EDGE, ServerSpec
 from idefics_cli.core.types import LoadSpec
+from idefics_cli.core.versions import installed_version
 from idefics_cli.models.families.few_shot import Shot
 
 _PACKAGES = ("torch", "transformers", "pillow", "bitsandbytes")
@@ -135,8 +134,8 @@ class RunHeader:
 def _about(spec: LoadSpec, settings: Mapping[str, object]) -> dict[str, object]:
     versions = {"idefics-cli": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
+        if version := installed_version(name):
+            versions[name] = version
     place: dict[str, object] = {"device": spec.device, "attention": spec.attention}
     return {
         "model": spec.name or spec.repo,

@@ -16,7 +16,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +23,7 @@ from idefics_cli.core.errors import ModelError
 from idefics_cli.core.files import read_regular_file
 from idefics_cli.core.json_text import parse_json
 from idefics_cli.core.types import LoadSpec
+from idefics_cli.core.versions import installed_version
 from idefics_cli.models.families.spec import find_family
 
 _MANIFEST = "idefics.json"
@@ -198,10 +198,4 @@ def _remove_partial(root: Path) -> None:
 
 
 def _versions() -> list[str]:
-    found = []
-    for name in _MAKERS:
-        try:
-            found.append(metadata.version(name))
-        except metadata.PackageNotFoundError:
-            found.append("")
-    return found
+    return [installed_version(name) or "" for name in _MAKERS]
