@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from idefics_cli.core.errors import IdeficsError, MemoryLimitError
 from idefics_cli.core.imports import import_transformers, quick_imports
+from idefics_cli.core.malloc import keep_freed_memory
 from idefics_cli.core.types import LoadSpec, Progress
 from idefics_cli.engine.protocol import Engine, EngineFactory
 from idefics_cli.models.families.classes import import_bases
@@ -58,6 +59,8 @@ def _local_engine(spec: LoadSpec, *, progress: Progress | None = None) -> Engine
 
 
 def _import_local_engine() -> type[LocalEngine]:
+    # Threads that exist already keep heaps of their own.
+    keep_freed_memory()
     with quick_imports(), without_compiler():
         import_transformers()
         from idefics_cli.engine.local.engine import LocalEngine

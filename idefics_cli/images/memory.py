@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import os
 import time
@@ -13,6 +12,7 @@ from typing import BinaryIO, cast
 
 from PIL import Image, ImageFile
 
+from idefics_cli.core.malloc import return_freed_memory
 from idefics_cli.core.types import DECODING_BYTES
 from idefics_cli.images.facts import RareKind
 
@@ -36,17 +36,6 @@ def decoding_bytes(image: Image.Image, pixels: int) -> int:
     each = own + 2 * _RGB_BYTES + _DECODER_BYTES.get(image.format or "", 0)
     progressive = _COEFFICIENT_BYTES * pixels if image.info.get("progressive") else 0
     return image.width * image.height * each + progressive
-
-
-def _return_free_memory() -> None:
-    """Give freed memory back to the system.
-
-    Otherwise glibc keeps freed memory for each thread, up to the size of a whole picture.
-    """
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):  # another C library
-        return
 
 
 def rgb_bytes(width: int, height: int) -> int:
@@ -84,7 +73,7 @@ class MemoryBudget:
             yield
         finally:
             if count > _TRIMMED_BYTES:
-                _return_free_memory()
+                return_freed_memory()
             with self._changed:
                 self._free += count
                 self._changed.notify_all()

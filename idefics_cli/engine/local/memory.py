@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from idefics_cli.core.errors import MemoryLimitError
+from idefics_cli.core.malloc import return_freed_memory
 from idefics_cli.core.types import LoadSpec
 from idefics_cli.core.units import counted
 from idefics_cli.models.loading.errors import is_out_of_memory
@@ -59,11 +60,12 @@ def error_summary(error: BaseException) -> str:
 
 
 def free_device_memory() -> None:
-    """Return all unused memory of GPUs to the driver, also that of tensors in reference cycles.
+    """Return all unused memory of this process, also that of tensors in reference cycles.
 
     Never raises: at the end of a program, an error here would follow complete replies.
     """
     gc.collect()
+    return_freed_memory()
     if not torch.cuda.is_available():
         return
     try:

@@ -8,6 +8,7 @@ from typing import cast
 from torch import nn
 
 from idefics_cli.core.errors import PlanError
+from idefics_cli.core.malloc import keep_freed_memory
 from idefics_cli.core.types import KernelChoice, LoadSpec, Progress
 from idefics_cli.models.loading.loader import Loaded, load
 
@@ -36,6 +37,7 @@ def load_for_training(spec: LoadSpec, *, report: Progress | None = None) -> Load
         float32_modules=(),
         uses_graphs=False,
     )
+    keep_freed_memory()
     loaded = load(plain, report=report)
     keep_unpacked(cast("nn.Module", loaded.model))
     return loaded
