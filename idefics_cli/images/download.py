@@ -108,7 +108,11 @@ def _fetch(
     except requests.Timeout as error:
         raise _timed_out(url, limits) from error
     except requests.exceptions.SSLError as error:
-        raise _failed(url, "its certificate cannot be trusted", "check the address") from error
+        # requests wraps the error of the TLS library, and keeps only its text.
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise _failed(url, "its certificate cannot be trusted", "check the address") from error
+        reason = "there is no secure connection to it"
+        raise _failed(url, reason, "check whether the address begins with `http://`") from error
     except requests.ConnectionError as error:
         # requests raises this error also for a read timeout in the middle of a body.
         if any(isinstance(cause, ReadTimeoutError) for cause in error.args):

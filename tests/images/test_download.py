@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 from PIL import Image
 
 from idefics_cli.core.errors import ImageError
@@ -395,13 +396,29 @@ def test_a_port_where_nobody_listens_is_told_apart(monkeypatch: pytest.MonkeyPat
     assert caught.value.kind == "fetch_failed"
 
 
-def test_a_plain_server_has_no_certificate(web: Web) -> None:
+def test_a_plain_server_has_no_secure_connection(web: Web) -> None:
     url = web.url("/a.png").replace("http:", "https:")
 
-    with pytest.raises(ImageError, match="certificate") as caught:
+    with pytest.raises(ImageError, match="there is no secure connection to it") as caught:
         ImageLoader(web.limits).open(Attachment(url))
 
     assert caught.value.kind == "fetch_failed"
+    assert caught.value.hint == "check whether the address begins with `http://`"
+
+
+def test_a_certificate_that_nobody_signed_cannot_be_trusted(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise requests.exceptions.SSLError(
+            "HTTPSConnectionPool(host='a', port=443): Max retries exceeded with url: / (Caused by "
+            "SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate "
+            "verify failed: self-signed certificate (_ssl.c:1006)')))"
+        )
+
+    monkeypatch.setattr(requests.Session, "get", refuse)
+    with pytest.raises(ImageError, match="its certificate cannot be trusted"):
+        ImageLoader(web.limits).open(Attachment(web.url("/a.png").replace("http:", "https:")))
 
 
 @pytest.mark.parametrize(
