@@ -32,11 +32,14 @@ _LARGEST_VALUE = 16_000_000
 _BUDGET = 400_000_000
 _STEP = 40
 _CALL = 1000
+_CHARACTER = 400
+_OBJECT = 56  # bytes that Python takes for a list or a text, besides its items or characters
 _LARGEST_BITS = 4096
 _DEEPEST = 1000  # Python writes no deeper value
 # `_WIDE` finds a large width in a format string, such as `%99999999d`. `_NESTED` finds a width that
 # is given as a value, as in `%*d` and `{:>{width}}`.
 _WIDE = re.compile(r"\d{5}")
+_SPACES = re.compile(r"\s+")
 _NESTED = re.compile(r"\*|\{[^{}]*\{")
 _LONGEST_WIDTH = 10_000
 # With these methods and filters, a short template can make a huge text: they take a width, or
@@ -44,6 +47,12 @@ _LONGEST_WIDTH = 10_000
 _WIDENING = frozenset(
     {"batch", "center", "expandtabs", "indent", "ljust", "rjust", "round", "slice", "to_bytes",
      "tojson", "zfill"}
+)  # fmt: skip
+# Filters that read a text at the speed of C. All others cost `_CHARACTER` per character.
+_QUICK = frozenset(
+    {"attr", "capitalize", "center", "count", "d", "default", "e", "escape", "first", "float",
+     "format", "indent", "int", "join", "last", "length", "lower", "replace", "safe", "string",
+     "tojson", "trim", "upper"}
 )  # fmt: skip
 
 
@@ -187,7 +196,14 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
         return value
 
     def _listed(self, value: Any) -> Any:
-        return list(self.counted(value, 0)) if isinstance(value, Iterator) else value
+        if not isinstance(value, Iterator):
+            return value
+        items, size = [], 0
+        for item in self.counted(value, 0):
+            size += _size(item) + _OBJECT
+            _check(size)
+            items.append(item)
+        return items
 
     def _checked(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         # jinja2 puts the context or the environment first for functions that ask for it. The value
@@ -200,6 +216,8 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
             if name in ("join", "list", "sort", "unique", "reverse"):
                 first = self._listed(first)
             _check_call(name, first, [*given, *kwargs.values()])
+            if name not in _QUICK and isinstance(first, str):
+                self.spend(_CHARACTER * len(first))
             return self._made(function(*args[:start], first, *given, **kwargs))
 
         return checked
@@ -234,7 +252,7 @@ def _call(name: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
 
 
 def _size(value: object) -> int:
-    """Return the characters, bits and items of *value* and of all that it holds.
+    """Return about the bytes of *value* and of all that it holds.
 
     Raises:
         TemplateTooLarge: If they are more than any prompt has.
@@ -251,11 +269,11 @@ def _size(value: object) -> int:
                 if isinstance(part, Namespace):
                     part = object.__getattribute__(part, "_Namespace__attrs")
                 if isinstance(part, str | bytes):
-                    total += times * len(part)
+                    total += times * (len(part) + (_OBJECT if part is not value else 0))
                 elif isinstance(part, int):
                     total += times * (part.bit_length() // 3 + 1)
                 elif isinstance(part, Mapping | list | tuple | set | frozenset):
-                    total += times * (len(part) + 1)
+                    total += times * (8 * len(part) + _OBJECT)
                     items = chain(part, part.values()) if isinstance(part, Mapping) else part
                     if part:
                         inner.setdefault(id(part), [items, 0])[1] += times
@@ -295,9 +313,17 @@ def _check_call(name: str, receiver: Any, given: list[Any]) -> None:
         _check(size + sum(sizes) + between * count)
     elif name == "format":
         _check_format(str(receiver), given)
+    elif name in ("split", "rsplit", "splitlines") and isinstance(receiver, str):
+        at = given[0] if name != "splitlines" and given else None
+        ends = receiver.count(at) if isinstance(at, str) and at else _count_spaces(receiver)
+        _check(size + ends * _OBJECT)
     elif name in _WIDENING:
         factors = (abs(v) if isinstance(v, int) else _size(v) for v in given)
         _check((size + 1) * math.prod(max(1, factor) for factor in factors))
+
+
+def _count_spaces(text: str) -> int:
+    return sum(1 for _ in _SPACES.finditer(text))
 
 
 def _check_format(text: str, given: list[Any]) -> None:
