@@ -16,6 +16,7 @@ from typing import NoReturn
 import typer
 
 from idefics_cli.cli.help.groups import HelpCommand
+from idefics_cli.cli.lost_interrupts import repeat_lost_interrupts
 from idefics_cli.cli.root import RootGroup, root
 from idefics_cli.core.errors import EXIT_DONE, EXIT_INTERRUPTED
 from idefics_cli.ui.terminal.stderr import dropping
@@ -81,6 +82,7 @@ def main() -> NoReturn:
     # Python sets a stream to None if the parent process has closed it.
     sys.stdout = sys.stdout or _closed_stdout()
     sys.stderr = dropping(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115 (stays open)
+    repeat_lost_interrupts()
     # To import all commands takes 0.1 s more than to import the one that is called. `completion`
     # writes scripts that know all commands.
     called = [word for word in sys.argv[1:2] if word in _COMMANDS and word != "completion"]
