@@ -15,6 +15,8 @@ from idefics_cli.core.types import (
     Attachment,
     GenerationRequest,
 )
+from idefics_cli.engine.protocol import OpenImage, Prepared
+from idefics_cli.images.sources import no_such_file
 from tests.support.commands import World, run
 from tests.support.fakes import EngineOf, FakeClock, FakeEngine
 from tests.support.photo_folder import describe_photo
@@ -86,6 +88,28 @@ def test_a_dry_run_of_a_run_that_was_begun_says_what_is_left_and_changes_nothing
     assert {path: path.read_bytes() for path in Path().glob("out*")} == before
     other = run(*command, "--dry-run", "-p", "What?", services=World(FakeEngine()).services)
     assert (other.code, "had other settings: prompt:" in other.err) == (2, True)
+
+
+def test_a_dry_run_with_nothing_left_says_what_failed_before(photos: Path) -> None:
+    drawn(photos)
+
+    class Failing(FakeEngine):
+        def prepare(
+            self, request: GenerationRequest, *, open_image: OpenImage | None = None
+        ) -> Prepared:
+            if request.attachments[0].source.endswith("b.jpg"):
+                raise no_such_file("photos/b.jpg")
+            return super().prepare(request, open_image=open_image)
+
+    command = ("caption", "photos", "-o", "out.jsonl")
+    assert run(*command, services=World(Failing(describe_photo)).services).code == 3
+    ran = run(*command, "--dry-run", services=World(FakeEngine()).services)
+
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.splitlines()[-2:] == [
+        "left to caption: 0 of 3 pictures",
+        "1 failed before (`--retry-failed` tries them again)",
+    ]
 
 
 def test_a_dry_run_with_a_model_that_is_here_says_how_long_it_would_take(photos: Path) -> None:

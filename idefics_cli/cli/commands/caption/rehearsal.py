@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -50,15 +51,23 @@ def show_run(
         console.json({**_described(target), **run, **times, **_asked(job), **_constraint(job)})
     else:
         _show_target(invocation, target)
-        if left < len(job.pictures):
-            console.line(f"left to caption: {left} of {counted(len(job.pictures), 'picture')}")
-        if bad:
-            console.line(f"{counted(bad, 'picture')} cannot be read")
-        _show_job(invocation, replace(job, pictures=readable))
+        for line in _left(left, len(job.pictures), todo.failed, bad):
+            console.line(line)
+        if left:
+            _show_job(invocation, replace(job, pictures=readable))
         if seconds is not None:
             console.line(_estimate(seconds, left, count))
     if workers:
         console.note(workers.described)
+
+
+def _left(left: int, total: int, failed: int, unreadable: int) -> Iterator[str]:
+    if left < total:
+        yield f"left to caption: {left} of {counted(total, 'picture')}"
+    if failed:
+        yield f"{failed} failed before (`--retry-failed` tries them again)"
+    if unreadable:
+        yield f"{counted(unreadable, 'picture')} cannot be read"
 
 
 def _readable(invocation: Invocation, todo: Todo, *, takes_videos: bool) -> tuple[CaptionItem, ...]:
