@@ -75,7 +75,7 @@ class RootGroup(HelpGroup):
         return [
             f"idefics {name}"
             for name, command in self.commands.items()
-            if any(option in parameter.opts for parameter in command.params)
+            if any(option in each.opts + each.secondary_opts for each in command.params)
         ]
 
     # Any: the base class declares a context that Typer does not export.

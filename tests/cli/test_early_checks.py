@@ -55,6 +55,16 @@ def test_a_benchmark_tells_first_that_its_model_is_not_downloaded() -> None:
     assert ran.err == f"error: `smolvlm-256m` is not downloaded\n{hint}\n"
 
 
+@pytest.mark.parametrize("devices", ["cpu:0", "cpu:65", "cuda:0,cuda:0"])
+def test_devices_that_no_machine_can_have_are_told_first(devices: str) -> None:
+    services = replace(World(FakeEngine()).services, probe=refuse_to_probe)
+
+    ran = run("caption", "a.png", "--dry-run", "--devices", devices, services=services)
+
+    assert (ran.code, ran.out) == (2, "")
+    assert f"error: `--devices {devices}` names " in ran.err
+
+
 GPU = (
     "ask What? -i a.png --device cuda",
     "ask What? --device cuda:1 --dry-run",

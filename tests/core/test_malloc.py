@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from idefics_cli.core.malloc import keep_freed_memory
+
+M_MMAP_THRESHOLD = -3
 
 PROGRAM = """
 import os, resource, threading
@@ -52,3 +57,26 @@ def test_a_freed_block_is_used_again_without_page_faults_until_it_is_returned() 
     assert by_default >= 24
     assert kept < by_default / 4
     assert returned > 100
+
+
+class OldLibrary:
+    """A `mallopt` as in glibc 2.34, which refuses a threshold above 32 MiB."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, int] = {}
+
+    def mallopt(self, parameter: int, value: int) -> int:
+        """Set *parameter* to *value*; return 1 if that is allowed, else 0."""
+        is_allowed = parameter != M_MMAP_THRESHOLD or value <= 32 * 2**20
+        if is_allowed:
+            self.values[parameter] = value
+        return int(is_allowed)
+
+
+def test_an_old_library_uses_blocks_of_up_to_32_mib_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = OldLibrary()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+
+    keep_freed_memory()
+
+    assert library.values[M_MMAP_THRESHOLD] == 32 * 2**20

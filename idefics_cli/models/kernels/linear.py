@@ -135,7 +135,7 @@ class QuantizedLinear(KernelLinear):
         for name, (dtype, *shape) in zip(self.NUMBERS, self._forms(), strict=True):
             found = numbers[name]
             if found.dtype != dtype or found.shape != torch.Size(shape):
-                raise ValueError(f"`{name}` of a layer has the shape {tuple(found.shape)}")
+                raise ValueError(f"`{name}` of a layer is {found.dtype} {tuple(found.shape)}")
 
     def _forms(self) -> tuple[tuple[torch.dtype, *tuple[int, ...]], ...]:
         """Return the dtype and the shape of each number, in the order of `NUMBERS`."""

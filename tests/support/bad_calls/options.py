@@ -76,6 +76,8 @@ OPTIONS = (
     Call("ask x --top 2", UsageError, "no such option: --top", "did you mean --top-k or --top-p?"),
     Call("models --check", UsageError, "no such option: --check",
         "`--check` is an option of `idefics doctor`"),
+    Call("doctor --no-stream", UsageError, "no such option: --no-stream",
+        "`--no-stream` is an option of `idefics ask` and `idefics chat`"),
     Call("doctor --temperature 1", UsageError, "no such option: --temperature", "..."),
     Call("models nosuch", UsageError, "no such command 'nosuch'", USAGE.format("models")),
     Call("config nosuch", UsageError, "no such command 'nosuch'", USAGE.format("config")),

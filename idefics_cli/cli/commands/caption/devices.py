@@ -74,8 +74,7 @@ def warm_up(invocation: Invocation) -> WarmProcesses | None:
         return None
     if settings.devices is None or settings.devices == _ALL:
         return None
-    devices = _named(settings.devices)
-    return start(devices) if len(devices) <= MOST_WORKERS else None
+    return start(_named(settings.devices))
 
 
 def plan_workers(
@@ -105,6 +104,7 @@ def plan_workers(
             f"--devices shares files among workers, and {given.fileless} is one picture",
             hint="leave `--devices` out",
         )
+    _named(text)  # an error in the text needs neither the model nor the machine
     facts = find_facts(with_base_model(invocation))
     check_without_torch(invocation, facts, text)
     machine = _probe(invocation, warm)
@@ -137,11 +137,6 @@ def list_devices(text: str, machine: Machine) -> list[str]:
         _check_gpus(text, ["cuda"], machine)
         return [f"cuda:{gpu.index}" for gpu in machine.gpus]
     devices = _named(text)
-    if not 1 <= len(devices) <= MOST_WORKERS:
-        raise UsageError(
-            f"`--devices {text}` names {'no' if not devices else 'too many'} workers; "
-            f"there can be from 1 to {MOST_WORKERS}"
-        )
     _check_gpus(text, devices, machine)
     return devices
 
@@ -157,6 +152,11 @@ def _named(text: str) -> list[str]:
             raise UsageError(f"`--devices {text}` names `{part}` twice")
         else:
             devices.append(part)
+    if not 1 <= len(devices) <= MOST_WORKERS:
+        raise UsageError(
+            f"`--devices {text}` names {'no' if not devices else 'too many'} workers; "
+            f"there can be from 1 to {MOST_WORKERS}"
+        )
     return devices
 
 
