@@ -37,19 +37,29 @@ class Walk:
         root: The folder.
         recursive: Whether to enter the folders below *root*, too.
         follow_links: Whether to follow links that lead out of *root*.
+        most_folders: Largest number of folders to list; None is no limit.
 
     Attributes:
         folders: Paths of the folders, *root* first.
         files: Paths of the files that are not hidden, unsorted.
         unlisted: Folders that could not be listed, each with the reason.
         outside: Links to folders outside of *root* that were not followed.
+        is_cut: Whether there are more folders than *most_folders*.
     """
 
-    def __init__(self, root: str, *, recursive: bool, follow_links: bool = False) -> None:
+    def __init__(
+        self,
+        root: str,
+        *,
+        recursive: bool,
+        follow_links: bool = False,
+        most_folders: int | None = None,
+    ) -> None:
         self.folders: list[str] = []
         self.files: list[str] = []
         self.unlisted: list[tuple[str, str]] = []
         self.outside: list[str] = []
+        self.is_cut = False
         self._root = None if follow_links else os.path.realpath(root or os.curdir)
         self._seen: set[tuple[int, int]] = set()
         self._real, self._links = [root], deque[str]()
@@ -61,7 +71,8 @@ class Walk:
                 self._list(link)
             else:
                 self.outside.append(link)
-            if not recursive:
+            self.is_cut = most_folders is not None and len(self.folders) > most_folders
+            if self.is_cut or not recursive:
                 break
 
     def pictures(self, takes_videos: TakesVideos) -> list[str]:
@@ -121,22 +132,15 @@ def has_pictures_below(
 ) -> bool:
     """Whether a file in a sub-folder of *folder* may be an image, or *is_other* is true of it.
 
-    Hidden folders and links are not entered. The answer is True if the first few thousand files are
-    none: to search all would take long.
+    The answer is True if there are more than a few thousand folders or files: to search all would
+    take long.
     """
-    left = _MOST_SEARCHED
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if parent == folder:
-            continue
-        for name in files:
-            path = os.path.join(parent, name)
-            if not name.startswith(".") and (is_other(path) or _is_for_model(path, takes_videos)):
-                return True
-        left -= 1 + len(files)
-        if left < 0:
-            return True
-    return False
+    walk = Walk(folder, recursive=True, most_folders=_MOST_SEARCHED)
+    first = len(os.path.join(folder, ""))
+    below = [path for path in walk.files if os.sep in path[first:]]
+    if walk.is_cut or len(below) > _MOST_SEARCHED:
+        return True
+    return any(is_other(path) or _is_for_model(path, takes_videos) for path in below)
 
 
 def has_picture_name(path: str) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -261,6 +263,15 @@ class TestFolders:
         assert error("p").hint is None
         touch(f"p/sub/{deeper}")
         assert error("p").hint == "`-r` also looks into its sub-folders"
+
+    def test_a_tree_deeper_than_the_calls_that_python_allows_is_searched(self) -> None:
+        Path("p", *"a" * 150).mkdir(parents=True)
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(len(inspect.stack()) + 100)
+        try:
+            assert error("p").hint is None
+        finally:
+            sys.setrecursionlimit(limit)
 
     def test_an_empty_folder_among_others_is_a_problem_and_the_rest_is_listed(self) -> None:
         touch("photos/a.jpg", "empty/notes.txt")
