@@ -108,8 +108,7 @@ def plan_workers(
     facts = find_facts(with_base_model(invocation))
     check_without_torch(invocation, facts, text)
     machine = _probe(invocation, warm)
-    devices = list_devices(text, machine)
-    plans = _plans(invocation, devices, machine, facts)
+    plans = _plans(invocation, devices := list_devices(text, machine), machine, facts)
     counts = {device: devices.count(device) for device in devices}
     names = [
         device if counts[device] == 1 else f"{device}:{devices[:index].count(device)}"
