@@ -188,7 +188,7 @@ def _load_kept(folder: Path, source: Source) -> Model | None:
                 return _from_files(source, kept=open_layers(folder))
             config = config_class(source.config.model_type).from_pretrained(folder)
             return _from_files(replace(source, folder=folder, config=cast("Config", config)))
-        except (ModelError, OSError, ValueError, KeyError, RuntimeError) as error:
+        except (ModelError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             # An older bitsandbytes may have written the weights. They are then quantized again.
             problem = error
     _log.warning("the kept weights are quantized again: %s", problem)

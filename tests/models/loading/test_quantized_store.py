@@ -169,6 +169,23 @@ def test_whole_files_with_a_tensor_of_another_form_are_made_again(
     assert_same(model, load(replace(spec, quantized_folder=None)).model)
 
 
+def test_a_file_that_is_damaged_with_a_right_checksum_is_made_again(
+    spec: LoadSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = keep_quantized(spec)
+    (file,) = place.glob("*.safetensors")
+    file.write_bytes(data := file.read_bytes()[:-50])
+    about = json.loads((place / "idefics.json").read_bytes())
+    listed = {**about["files"], file.name: [len(data), zlib.crc32(data)]}
+    (place / "idefics.json").write_bytes(_about(**listed))
+    assert quantized_store.is_whole(place)
+
+    _, phases = load_all(spec)
+
+    assert "keeping the quantized weights" in phases
+    assert "quantized again" in caplog.text
+
+
 def _about(**files: object) -> bytes:
     return json.dumps({"repo": "demo", "quantization": "4bit", "files": files}).encode()
 
