@@ -53,7 +53,7 @@ def show_run(
         _show_target(invocation, target)
         for line in _left(left, len(job.pictures), todo.failed, bad):
             console.line(line)
-        if left:
+        if todo.pictures:
             _show_job(invocation, replace(job, pictures=readable))
         if seconds is not None:
             console.line(_estimate(seconds, left, count))
