@@ -21,7 +21,7 @@ from idefics_cli.engine.local.decode.batch_row import BatchRow
 from idefics_cli.engine.local.decode.sampling import Scores
 from idefics_cli.engine.local.engine import LocalEngine
 from idefics_cli.engine.local.inference import Inference
-from idefics_cli.engine.local.memory import free_device_memory
+from idefics_cli.engine.local.memory import free_unused_memory
 from idefics_cli.engine.protocol import Prepared
 from idefics_cli.hardware.machine import Machine
 from idefics_cli.models.families.base import Inputs
@@ -153,7 +153,7 @@ def memory_is_not_freed(stage: Stage) -> None:
 
     stage.patch.setattr(torch.cuda, "is_available", lambda: True)
     stage.patch.setattr(torch.cuda, "empty_cache", fail)
-    free_device_memory()
+    free_unused_memory()
 
 
 def batch_fails(stage: Stage) -> None:

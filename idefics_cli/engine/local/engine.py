@@ -29,7 +29,7 @@ from idefics_cli.engine.local.cancel import AnyOf, Flag
 from idefics_cli.engine.local.inference import Inference
 from idefics_cli.engine.local.memory import (
     as_memory_limit,
-    free_device_memory,
+    free_unused_memory,
     stay_within_free_memory,
 )
 from idefics_cli.engine.local.serving.requests import Lane, OpenRequest
@@ -259,7 +259,7 @@ class LocalEngine:
     def close(self) -> None:
         """Stop what runs and free the device memory; idempotent."""
         self._shut_down(wait=True)
-        free_device_memory()
+        free_unused_memory()
 
     def __enter__(self) -> Self:
         return self
@@ -311,7 +311,7 @@ class LocalEngine:
         self._shut_down(wait=not is_interrupted)
         # RAM is not collected here: most programs end now, and it takes about 0.1 s.
         if self.spec.device != "cpu" and not is_interrupted:
-            free_device_memory()
+            free_unused_memory()
 
     def _shut_down(self, *, wait: bool) -> None:
         # After Ctrl-C, *wait* is False: a prefill, or the reading of weights, can take minutes and

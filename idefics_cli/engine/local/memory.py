@@ -59,7 +59,7 @@ def error_summary(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def free_device_memory() -> None:
+def free_unused_memory() -> None:
     """Return all unused memory of this process, also that of tensors in reference cycles.
 
     Never raises: at the end of a program, an error here would follow complete replies.

@@ -269,6 +269,7 @@ def _size(value: object) -> int:
                 if isinstance(part, Namespace):
                     part = object.__getattribute__(part, "_Namespace__attrs")
                 if isinstance(part, str | bytes):
+                    # A text alone counts its characters, which a product multiplies.
                     total += times * (len(part) + (_OBJECT if part is not value else 0))
                 elif isinstance(part, int):
                     total += times * (part.bit_length() // 3 + 1)

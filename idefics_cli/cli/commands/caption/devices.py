@@ -108,15 +108,19 @@ def plan_workers(
     facts = find_facts(with_base_model(invocation))
     check_without_torch(invocation, facts, text)
     machine = _probe(invocation, warm)
-    plans = _plans(invocation, devices := list_devices(text, machine), machine, facts)
-    counts = {device: devices.count(device) for device in devices}
-    names = [
-        device if counts[device] == 1 else f"{device}:{devices[:index].count(device)}"
-        for index, device in enumerate(devices)
-    ]
+    devices = list_devices(text, machine)
+    plans = _plans(invocation, devices, machine, facts)
     # Threads of one worker that wake each other on several processors take more processor time.
     processors = divide_cores(len(devices)) if {*devices} == {"cpu"} else ()
-    return Workers(tuple(names), plans, warm=warm, processors=processors)
+    return Workers(_worker_names(devices), plans, warm=warm, processors=processors)
+
+
+def _worker_names(devices: Sequence[str]) -> tuple[str, ...]:
+    """Return a name for each worker: its device, numbered if several share it."""
+    return tuple(
+        device if devices.count(device) == 1 else f"{device}:{devices[:index].count(device)}"
+        for index, device in enumerate(devices)
+    )
 
 
 def _probe(invocation: Invocation, warm: WarmProcesses | None) -> Machine:
